@@ -1,0 +1,1 @@
+"""Where it runs: the Ray Train adapter; launchers and images later."""

@@ -1,0 +1,153 @@
+"""The Ray Train adapter: workers on a Ray cluster, or on this machine where there is none.
+
+Checkpoints are longhaul's own and are never registered with Ray, whose registry can lose an upload
+and blocks on a folder that retention removed. Ray starts the workers, restarts them after a loss,
+and tells of a coming preemption; each restart finds the newest checkpoint by itself.
+"""
+
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.config import Recipe, parse_recipe
+from pipeline.errors import LonghaulError
+from pipeline.progress import Bar
+from pipeline.train.run import RunState, metrics_url, read_state, write_state
+from pipeline.train.world import World, pick_device
+
+# Asking costs a round trip of all workers (2.7 ms between two).
+_STEPS_BETWEEN_PREEMPTION_POLLS = 20
+
+
+def inside_cluster() -> bool:
+    """Whether this process was told of a running Ray cluster, as a submitted job is."""
+    return "RAY_ADDRESS" in os.environ
+
+
+def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
+    """Train with ``placement.workers`` Ray workers; how the run stands when they are through.
+
+    Raises LonghaulError where the workers were lost more often than ``placement.max_failures``.
+    """
+    # Ray reports its own usage and changes each worker's folder unless told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    import pyarrow.fs
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    placement = recipe.placement
+    started_here = not ray.is_initialized()
+    if started_here:
+        address = "auto" if inside_cluster() else "local"
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    use_gpu = placement.device == "cuda" or (
+        placement.device == "auto" and ray.cluster_resources().get("GPU", 0) >= placement.workers
+    )
+    before = read_state(recipe.run_url)
+    fs, path = storage.filesystem(storage.join(recipe.run_url, "launch", "ray"))
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"recipe": recipe.model_dump(mode="json"), "use_gpu": use_gpu},
+        scaling_config=ScalingConfig(
+            num_workers=placement.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": placement.threads or 1, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            # A name of its own each time: a known one would make Ray resume by its own registry.
+            name=f"{recipe.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=path,
+            storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+            failure_config=FailureConfig(max_failures=placement.max_failures),
+        ),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+    )
+    problem: Exception | None = None
+    with _following(recipe, before, bar):
+        try:
+            trainer.fit()
+        except Exception as error:
+            problem = error
+    if started_here:
+        ray.shutdown()
+    stands = read_state(recipe.run_url)
+    if stands is None or (problem is not None and stands.state in ("running", "failed")):
+        lines = str(problem).strip().splitlines() or ["no worker started"]
+        reason = f"Ray gave the run up: {lines[-1]}"
+        if stands is not None:
+            failed = stands.model_copy(update={"state": "failed", "reason": reason})
+            write_state(recipe.run_url, failed)
+        raise LonghaulError(f"run {recipe.name}: {reason}") from problem
+    return stands
+
+
+class _RayWorld(World):
+    """Asks Ray now and then whether this node is about to be taken away."""
+
+    def poll(self, step: int) -> None:
+        """See World.poll; Ray's answer is the same on all ranks."""
+        import ray.train
+
+        if step % _STEPS_BETWEEN_PREEMPTION_POLLS == 0:
+            self.stop_wanted = ray.train.get_preemption_info() is not None
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One training process. A LonghaulError is in state.json by then; a retry would not mend it."""
+    import ray.train
+
+    from pipeline.train.loop import train
+
+    recipe = parse_recipe(config["recipe"], "the submitted recipe")
+    context = ray.train.get_context()
+    torch.set_num_threads(recipe.placement.threads or 1)
+    device = pick_device("cuda" if config["use_gpu"] else "cpu", context.get_local_rank())
+    world = _RayWorld(context.get_world_rank(), context.get_world_size(), device)
+    try:
+        train(recipe, world)
+    except LonghaulError:
+        return
+
+
+@contextmanager
+def _following(recipe: Recipe, before: RunState | None, bar: Bar | None) -> Iterator[None]:
+    """Show the progress of the workers, read from the run's own metrics file."""
+    if bar is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def follow() -> None:
+        import json
+
+        attempt = before.attempt if before else 0
+        while not ended.wait(1.0):
+            try:
+                stands = read_state(recipe.run_url)
+                if stands is None or stands.attempt <= attempt:
+                    continue
+                content = storage.read_bytes(metrics_url(recipe.run_url, stands.attempt))
+            except LonghaulError:
+                continue  # not written yet, or being replaced; the next look will tell
+            records = [json.loads(line) for line in content.decode().splitlines()]
+            trained = [record for record in records if "loss" in record]
+            if trained:
+                last = trained[-1]
+                note = f"loss {last['loss']:.4f}  {last['targets_per_second']:,.0f} targets/s"
+                bar.update(last["step"], recipe.train.steps, note)
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

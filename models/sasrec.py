@@ -1,0 +1,146 @@
+"""SASRec: self-attentive sequential recommendation (Kang and McAuley, ICDM 2018).
+
+Blocks as in the paper's code: queries are normalised, keys and values are not; the attention's
+residual starts from the normalised query; ReLU feed-forward of width d; a last LayerNorm; tied
+output. Ours: positions count from the segment's first token (so that a state can grow one event at
+a time), dropout stands on the outputs of both layers but not on the attention weights, and training
+is the full softmax at every position instead of one negative each.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from models.base import ModelConfig, SequentialModel, State
+from models.batch import PackedBatch
+from models.ops import causal_attention, dropout, dropout_add_norm, linear
+
+
+class SASRecConfig(ModelConfig):
+    """Settings of SASRec."""
+
+    name: Literal["sasrec"] = "sasrec"
+    blocks: int = Field(2, ge=1, description="pairs of attention and feed-forward layers")
+    heads: int = Field(1, ge=1, description="attention heads; they divide d")
+    dropout: float = Field(0.2, ge=0, lt=1, description="after embedding, attention, feed-forward")
+    max_history: int = Field(200, ge=1, description="positions there are; at least window.length")
+
+
+class SASRecBlock(nn.Module):
+    """q = LN(x); x = q + drop(attention(q, x, x)); x = LN(x); x + drop(FFN(x))."""
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__()
+        d = config.d
+        self.heads, self.dropout = config.heads, config.dropout
+        self.attention_norm = nn.LayerNorm(d, eps=1e-8)
+        self.query = nn.Linear(d, d)
+        self.key_value = nn.Linear(d, 2 * d)
+        self.output = nn.Linear(d, d)
+        self.feed_forward_norm = nn.LayerNorm(d, eps=1e-8)
+        self.first = nn.Linear(d, d)
+        self.second = nn.Linear(d, d)
+
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """x ``[T, d]`` -> normalised x ``[T, d]``; query, key, value ``[T, heads, d / heads]``."""
+        normed = self.attention_norm(x)
+        q = linear(normed, self.query.weight, self.query.bias)
+        k, v = linear(x, self.key_value.weight, self.key_value.bias).chunk(2, dim=1)
+        return normed, *(t.unflatten(1, (self.heads, -1)) for t in (q, k, v))
+
+    def finish(self, normed: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """What follows the attention, ``[T, d]``; attended ``[T, heads, d / heads]``."""
+        mixed = linear(attended.flatten(1), self.output.weight, self.output.bias)
+        norm = self.feed_forward_norm
+        x = dropout_add_norm(
+            mixed, normed, norm.weight, norm.bias, self.dropout, self.training, norm.eps
+        )
+        z = torch.relu(linear(x, self.first.weight, self.first.bias))
+        z = dropout(z, self.dropout, self.training)
+        z = linear(z, self.second.weight, self.second.bias)
+        out: torch.Tensor = x + dropout(z, self.dropout, self.training)
+        return out
+
+    def forward(self, x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """``[T, d]`` -> ``[T, d]``."""
+        normed, q, k, v = self.project(x)
+        return self.finish(normed, causal_attention(q, k, v, offsets))
+
+
+class SASRec(SequentialModel):
+    """Item and position embeddings, attention blocks, a last norm, tied output."""
+
+    def __init__(self, config: SASRecConfig, catalogue_size: int) -> None:
+        super().__init__()
+        if config.d % config.heads:
+            raise ValueError(f"model.heads {config.heads} does not divide model.d {config.d}")
+        self.config = config
+        self.max_history = config.max_history
+        self.item_embedding = nn.Embedding(catalogue_size + 1, config.d)
+        self.position_embedding = nn.Embedding(config.max_history, config.d)
+        self.blocks = nn.ModuleList(SASRecBlock(config) for _ in range(config.blocks))
+        self.last_norm = nn.LayerNorm(config.d, eps=1e-8)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_normal_(parameter.data)
+
+    def _embed(self, items: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        x = self.item_embedding(items) * math.sqrt(self.config.d)
+        return dropout(x + self.position_embedding(positions), self.config.dropout, self.training)
+
+    def encode(self, batch: PackedBatch) -> torch.Tensor:
+        """Hidden states ``[T, d]``. Raises ValueError for a segment beyond ``max_history``."""
+        lengths = batch.offsets.diff()
+        positions = torch.arange(len(batch.items), device=batch.items.device)
+        positions = positions - torch.repeat_interleave(batch.offsets[:-1], lengths)
+        longest = int(lengths.max()) if len(lengths) else 0
+        if longest > self.config.max_history:
+            raise ValueError(
+                f"a segment of {longest} tokens exceeds model.max_history {self.config.max_history}"
+            )
+        x = self._embed(batch.items, positions)
+        for block in self.blocks:
+            x = block(x, batch.offsets)
+        normed: torch.Tensor = self.last_norm(x)
+        return normed
+
+    def init_state(self, n: int) -> State:
+        """Keys and values ``[n, blocks, max_history, d]``, events taken ``length`` ``[n]``."""
+        weight = self.item_embedding.weight
+        shape = (n, self.config.blocks, self.config.max_history, self.config.d)
+        return {
+            "keys": weight.new_zeros(shape),
+            "values": weight.new_zeros(shape),
+            "length": torch.zeros(n, dtype=torch.int64, device=weight.device),
+        }
+
+    def step(self, items: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """One event of ``n`` users, attending to the keys and values kept of the others."""
+        length = state["length"]
+        if int(length.max()) >= self.config.max_history:
+            raise ValueError(
+                f"the state holds model.max_history {self.config.max_history} events already: "
+                "re-encode the newest window"
+            )
+        n, users = len(items), torch.arange(len(items), device=items.device)
+        keys, values = state["keys"].clone(), state["values"].clone()
+        seen = torch.arange(self.config.max_history, device=items.device) <= length[:, None]
+        x = self._embed(items, length)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, SASRecBlock)
+            normed, q, k, v = block.project(x)
+            keys[users, layer, length] = k.flatten(1)
+            values[users, layer, length] = v.flatten(1)
+            kept_k, kept_v = (
+                t[:, layer].unflatten(2, (self.config.heads, -1)).transpose(1, 2)
+                for t in (keys, values)
+            )
+            attended = nn.functional.scaled_dot_product_attention(
+                q[:, :, None], kept_k, kept_v, attn_mask=seen[:, None, None, :]
+            )
+            x = block.finish(normed, attended.reshape(n, self.config.heads, -1))
+        normed_x: torch.Tensor = self.last_norm(x)
+        return normed_x, {"keys": keys, "values": values, "length": length + 1}

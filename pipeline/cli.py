@@ -1,0 +1,359 @@
+"""The command line: one command a stage, in the order of the data.
+
+Heavy libraries are imported inside the commands, so that ``--help`` and completion stay quick.
+"""
+
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
+
+from pipeline.errors import LonghaulError
+
+PREEMPTED_EXIT = 75  # EX_TEMPFAIL: run the same command again to go on
+
+app = typer.Typer(
+    help="Train sequential recommenders on more history than one machine holds.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, as train.steps=100."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def _with_options_of(
+    model: type[BaseModel], argument: str | None = None, first: str | None = None
+) -> Callable[..., Any]:
+    """Give a command one option for each field of ``model``.
+
+    argument: the field that is positional instead. first: a positional argument of the command's
+    own that comes before.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = []
+        if first is not None:
+            own = typer.Argument(..., help="Folder or URL to write to.")
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(first, keyword, default=own, annotation=str))
+        for name, field in model.model_fields.items():
+            default = ... if field.default is PydanticUndefined else field.default
+            if name == argument:
+                declared: Any = typer.Argument(default, help=field.description)
+            else:
+                declared = typer.Option(default, help=field.description)
+            parameters.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=declared,
+                    annotation=field.annotation,
+                )
+            )
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _validated(model: type[BaseModel], values: dict[str, Any]) -> Any:
+    from pipeline.config import tell
+
+    given = {name: value for name, value in values.items() if value is not None and value != []}
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise LonghaulError(tell(error, model, given)) from error
+
+
+def _prepare_command() -> None:
+    from pipeline.prepare import PrepareOptions, prepare
+
+    @app.command("prepare")
+    @_with_options_of(PrepareOptions, argument="inputs")
+    def command(**values: Any) -> None:
+        """Turn raw event logs into history shards with a manifest.
+
+        [bold]longhaul prepare events/*.parquet --output s3://bucket/set --timestamp time[/bold]
+
+        [bold]longhaul prepare ml-1m.txt --output data/ml-1m[/bold]   (lines "user item")
+        """
+        from pipeline.progress import bar
+
+        options = _validated(PrepareOptions, values)
+        with bar("prepare") as progress:
+            manifest = prepare(
+                options, lambda stage, done, total: progress.update(done, total, stage)
+            )
+        for name, count in manifest.counts.items():
+            typer.echo(f"{name.replace('_', ' '):>28} {count:>14,}")
+        typer.echo(
+            f"{manifest.users:,} users, {manifest.catalogue_size:,} items, {manifest.events:,} "
+            f"events in {manifest.members:,} members, {len(manifest.shards)} shards: "
+            f"{options.output}"
+        )
+
+
+_prepare_command()
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe, as configs/demo.yaml.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train a recipe, or go on with a run of the same name.
+
+    [bold]longhaul train configs/ml-1m/lrurec.yaml train.seed=1 name=lrurec-seed-1[/bold]
+
+    [bold]torchrun --nproc-per-node 2 -m pipeline train RECIPE[/bold]
+
+    [bold]ray job submit --working-dir . -- longhaul train RECIPE placement.workers=8[/bold]
+
+    Exit code 75 means asked to stop, with a checkpoint: the same command goes on.
+    """
+    from pipeline.config import load_recipe
+    from pipeline.progress import bar
+    from pipeline.train.world import inside_torchrun
+
+    loaded = load_recipe(recipe, overrides or [])
+    launcher = loaded.placement.launcher
+    if launcher == "auto":
+        from os import environ
+
+        on_ray = loaded.placement.workers > 1 or "RAY_ADDRESS" in environ
+        launcher = "torchrun" if inside_torchrun() else "ray" if on_ray else "alone"
+    with bar(f"train {loaded.name}") as progress:
+        if launcher == "ray":
+            from cluster.ray_train import train_on_ray
+
+            stands = train_on_ray(loaded, progress)
+        else:
+            from pipeline.train import loop, world
+
+            surroundings = world.torchrun if launcher == "torchrun" else world.alone
+            with surroundings(loaded.placement.device, loaded.placement.threads) as here:
+                stands = loop.train(loaded, here, progress if here.rank == 0 else None)
+                if here.rank:
+                    return
+    said = f"run {loaded.name}: {stands.state} at step {stands.step:,} of {stands.steps:,}"
+    typer.echo(f"{said}{f' ({stands.reason})' if stands.reason else ''}: {loaded.run_url}")
+    if stands.state == "failed":
+        raise LonghaulError(f"run {loaded.name} failed: {stands.reason}")
+    if stands.state == "preempted":
+        raise typer.Exit(PREEMPTED_EXIT)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run's folder, as runs/demo.")],
+    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    data: Annotated[
+        str | None, typer.Option(help="Another data set than the one trained on.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A change to the protocol, as seen=none."),
+    ] = None,
+    baselines: Annotated[bool, typer.Option(help="Also the popularity baselines.")] = False,
+    truth: Annotated[
+        str | None, typer.Option(help="truth.npz of a synthetic log: also the best possible.")
+    ] = None,
+    newest: Annotated[bool, typer.Option(help="The newest checkpoint, not the best.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rank the whole catalogue for every user with the best checkpoint of a run.
+
+    [bold]longhaul evaluate runs/lrurec --baselines --set seen=window --set ks=[1,10][/bold]
+
+    Results are kept in the run's eval folder. Several workers share the work under torchrun.
+    """
+    import yaml
+
+    from pipeline.evaluate import Protocol
+    from pipeline.evaluate.of_run import evaluate_run
+    from pipeline.manifest import open_dataset
+    from pipeline.prepare.synth import Truth
+    from pipeline.progress import bar
+    from pipeline.train import world
+    from pipeline.train.run import load_config
+    from pipeline.train.trained import load_trained
+
+    placement = load_config(run).placement
+    surroundings = world.torchrun if world.inside_torchrun() else world.alone
+    with surroundings(placement.device, placement.threads) as here, bar("evaluate") as progress:
+        trained = load_trained(run, here.device, _warn, newest)
+        changes = dict(_pair(text) for text in overrides or [])
+        kept = trained.recipe.evaluation.model_dump()
+        changed = {name: yaml.safe_load(value) for name, value in changes.items()}
+        protocol = _validated(Protocol, {**kept, **changed, "split": split})
+        evaluations = list(
+            evaluate_run(
+                trained,
+                open_dataset(data or trained.recipe.data.path),
+                protocol,
+                here,
+                baselines=baselines,
+                truth=Truth.load(truth) if truth else None,
+                progress=lambda name, done, total: progress.update(done, total, name),
+            )
+        )
+    if here.rank:
+        return
+    if as_json:
+        print_json([evaluation.model_dump(mode="json") for evaluation in evaluations])
+        return
+    from rich.console import Console
+
+    from pipeline.report import table_of
+
+    Console().print(table_of(evaluations))
+
+
+@app.command()
+def recommend(
+    run: Annotated[str, typer.Argument(help="A run's folder.")],
+    output: Annotated[str, typer.Option(help="Parquet file to write.")],
+    k: Annotated[int, typer.Option(min=1, help="Items for each user.")] = 10,
+    users: Annotated[
+        list[str] | None, typer.Option("--user", help="Only this user; may be repeated.")
+    ] = None,
+    seen: Annotated[bool, typer.Option(help="Items of the history may be recommended.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Another data set than the one trained on.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the best items for all users of a data set, or for a few.
+
+    [bold]longhaul recommend runs/demo --output recommendations.parquet[/bold]
+
+    [bold]longhaul recommend runs/demo --output few.parquet --user 7 --user 12 --json[/bold]
+    """
+    import io
+
+    import pyarrow.parquet as pq
+
+    from pipeline import recommend as stage
+    from pipeline import storage
+    from pipeline.evaluate import ModelScorer
+    from pipeline.manifest import open_dataset
+    from pipeline.progress import bar
+    from pipeline.train import world
+    from pipeline.train.run import load_config
+    from pipeline.train.trained import load_trained
+
+    placement = load_config(run).placement
+    with world.alone(placement.device, placement.threads) as here, bar("recommend") as progress:
+        trained = load_trained(run, here.device, _warn)
+        count = stage.recommend(
+            open_dataset(data or trained.recipe.data.path),
+            ModelScorer(trained.model),
+            storage.absolute(output),
+            k=k,
+            max_history=trained.recipe.evaluation.max_history,
+            users=users or None,
+            seen=seen,
+            progress=lambda done, total: progress.update(done, total),
+        )
+    if as_json or users:
+        written = storage.read_bytes(storage.absolute(output))
+        rows = pq.read_table(io.BytesIO(written)).to_pylist()
+        if as_json:
+            print_json(rows)
+            return
+        for row in rows:
+            typer.echo(f"user {row['user']}: {', '.join(map(str, row['items']))}")
+    typer.echo(f"{count:,} users, up to {k} items each: {output}")
+
+
+def _synth_command() -> None:
+    from pipeline.prepare.synth import SynthOptions, generate
+
+    @app.command("synth")
+    @_with_options_of(SynthOptions, first="output")
+    def command(output: str, **values: Any) -> None:
+        """Write a synthetic event log whose best possible model is known.
+
+        [bold]longhaul synth demo/log --users 20000 --events 1000000[/bold]
+        """
+        options = _validated(SynthOptions, values)
+        generate(options, output)
+        typer.echo(f"{options.events:,} events of {options.users:,} users: {output}")
+
+
+_synth_command()
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="A run's folder.")],
+    output: Annotated[str, typer.Option(help="Folder for report.html and report.png.")],
+) -> None:
+    """Write one page on a run: how it trained, how it ranks, with pictures."""
+    from pipeline.report import write_report
+
+    typer.echo(write_report(run, output))
+
+
+@app.command()
+def config(
+    recipe: Annotated[str, typer.Argument(help="A recipe.")], overrides: Overrides = None
+) -> None:
+    """Print a recipe with every default filled in and every override applied."""
+    from pipeline.config import load_recipe
+
+    typer.echo(load_recipe(recipe, overrides or []).to_yaml(), nl=False)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise LonghaulError(f"{text!r} is not of the form key=value")
+    return key, value
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _check_packages() -> None:
+    """A folder called models in the user's directory must not win over ours without a word."""
+    home = Path(__file__).resolve().parents[1]
+    spec = importlib.util.find_spec("models")  # found, not imported: that would load torch
+    found = Path(str(spec and spec.origin)).resolve()
+    if home not in found.parents:
+        raise LonghaulError(
+            f"Python imported a foreign package called models from {found.parent}; longhaul's is "
+            f"in {home / 'models'}: run from another folder, or rename that package"
+        )
+
+
+def main() -> None:
+    """Run a command; a mistake becomes one line and exit code 1."""
+    try:
+        _check_packages()
+        app()
+    except LonghaulError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def print_json(document: Any) -> None:
+    """Print a document as indented JSON."""
+    typer.echo(json.dumps(document, indent=2))

@@ -1,0 +1,281 @@
+"""The recipe: what a run computes, and where. YAML on disk, typed here, with overrides.
+
+Every part is declared beside the code it steers (the model's settings beside the model, the window
+beside the cutting of segments); this module puts them together and tells mistakes in one line.
+"""
+
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+
+import models
+from models import ModelConfig
+from pipeline import storage
+from pipeline.errors import LonghaulError
+from pipeline.evaluate import Protocol
+from pipeline.stream.stream import StreamConfig
+from pipeline.tracking import TrackingConfig
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(StreamConfig):
+    """Which data set, in which order and packing."""
+
+    path: str = Field(description="URL of a data set written by `longhaul prepare`")
+
+
+class OptimizerConfig(_Part):
+    """AdamW, its schedule and its clipping."""
+
+    lr: float = Field(1e-3, gt=0, description="highest learning rate")
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="not applied to biases and norms")
+    clip_norm: float | None = Field(5.0, gt=0, description="global gradient norm at most; or null")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="after the warm-up, down to final_lr at the last step"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear rise from zero")
+    final_lr: float = Field(0.0, ge=0, description="learning rate at the last step")
+
+
+class ValidationConfig(_Part):
+    """When to validate, and what decides which checkpoint is best."""
+
+    every: int = Field(1000, ge=1, description="steps between validations")
+    metric: str = Field("ndcg@10", description="name of the metric that decides; higher is better")
+    patience: int | None = Field(
+        None, ge=1, description="stop after this many validations without a better one; or null"
+    )
+    users: int | None = Field(
+        None, ge=1, description="validate on the first so many users; null for all"
+    )
+
+
+class TrainConfig(_Part):
+    """What is optimised, how exactly, for how long."""
+
+    steps: int = Field(ge=1, description="optimizer steps at most")
+    seed: int = Field(0, ge=0, description="of weights, order, dropout and negatives")
+    engine: Literal["deepspeed", "torch"] = Field(
+        "deepspeed", description="torch: plain replicas, for debugging and single devices"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    precision: Literal["fp32", "bf16", "autocast"] = Field(
+        "fp32",
+        description="bf16: bf16 weights, fp32 masters and gradient sums; autocast: fp32 weights, "
+        "bf16 matrix products",
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    validation: ValidationConfig | None = ValidationConfig()
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest ones kept, beside the best")
+    log_every: int = Field(50, ge=1, description="steps between lines of metrics")
+
+    @model_validator(mode="after")
+    def _exists(self) -> "TrainConfig":
+        if self.engine == "deepspeed" and self.zero_stage == 0 and self.precision == "bf16":
+            raise ValueError(
+                "zero_stage 0 with precision bf16 does not exist in DeepSpeed with fp32 gradient "
+                "sums: take zero_stage 1, or precision autocast"
+            )
+        if self.engine == "torch" and self.precision == "bf16":
+            raise ValueError(
+                "precision bf16 needs fp32 masters, which engine torch does not keep: "
+                "take engine deepspeed, or precision autocast"
+            )
+        return self
+
+
+class PlacementConfig(_Part):
+    """Where the run runs. Nothing here changes what it computes."""
+
+    workers: int = Field(1, ge=1, description="training processes; at most data.lanes")
+    launcher: Literal["auto", "alone", "torchrun", "ray"] = Field(
+        "auto",
+        description="auto: torchrun inside torchrun, ray for several workers or inside a Ray "
+        "cluster, else alone",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads a worker; null shares the machine's cores out (under Ray: one)",
+    )
+    max_failures: int = Field(
+        3, ge=0, description="restarts by Ray after a worker or node is lost; each resumes"
+    )
+
+
+def _model_config(value: Any) -> Any:
+    """Pick the settings class by the model's name, so that a wrong key is told by that class."""
+    if isinstance(value, ModelConfig):
+        return value
+    if not isinstance(value, dict) or "name" not in value:
+        raise ValueError(f"a model needs a name, one of: {', '.join(models.names())}")
+    if value["name"] not in models.names():
+        raise ValueError(
+            f"no model is called {value['name']!r}{_nearest(value['name'], models.names())}"
+        )
+    return models.config_of(value["name"]).model_validate(value)
+
+
+class Recipe(_Part):
+    """Everything a run needs; ``longhaul config RECIPE`` prints it resolved."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the run: the same name with the same recipe resumes",
+    )
+    runs: str = Field("runs", description="URL of the folder that runs are kept in")
+    data: DataConfig
+    model: Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_model_config)]
+    train: TrainConfig
+    evaluation: Protocol = Field(
+        Protocol(), description="how validation and test rank; the split is set by the command"
+    )
+    tracking: TrackingConfig = TrackingConfig()
+    placement: PlacementConfig = PlacementConfig()
+
+    @model_validator(mode="after")
+    def _positions_suffice(self) -> "Recipe":
+        limit = getattr(self.model, "max_history", None)
+        if limit is not None:
+            for key, length in (
+                ("data.window.length", self.data.window.length),
+                ("evaluation.max_history", self.evaluation.max_history),
+            ):
+                if length > limit:
+                    raise ValueError(f"{key} {length} exceeds model.max_history {limit}")
+        return self
+
+    @property
+    def run_url(self) -> str:
+        """The folder of the run."""
+        return storage.join(storage.absolute(self.runs), self.name)
+
+    def identity(self) -> dict[str, Any]:
+        """What the run computes: the recipe without places, logging and retention.
+
+        Engine and ZeRO stage are places too: they decide where state lies, not what it is.
+        """
+        document = self.model_dump(mode="json")
+        for key in ("runs", "placement", "tracking", "schema_version"):
+            del document[key]
+        for key in ("engine", "zero_stage", "checkpoint_every", "keep_checkpoints", "log_every"):
+            del document["train"][key]
+        del document["data"]["path"]  # the data's fingerprint is checked instead
+        return document
+
+    def hash(self) -> str:
+        """A hash of ``identity``: equal hashes, equal computation on equal data."""
+        canonical = json.dumps(self.identity(), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return text
+
+
+def load_recipe(url: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the recipe at ``url`` and apply ``key=value`` overrides (values are YAML).
+
+    Raises LonghaulError naming the key, where it stands and the nearest valid name.
+    """
+    try:
+        document = yaml.safe_load(storage.read_bytes(storage.absolute(url)))
+    except yaml.YAMLError as error:
+        raise LonghaulError(f"{url} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise LonghaulError(f"{url} is no recipe: a mapping of keys to values is expected")
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise LonghaulError(f"override {override!r} is not of the form key=value")
+        try:
+            _assign(document, key, yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise LonghaulError(f"override {override!r}: the value is not valid YAML") from error
+    where = f"{url} with {' '.join(overrides)}" if overrides else url
+    return parse_recipe(document, where)
+
+
+def parse_recipe(document: dict[str, Any], where: str) -> Recipe:
+    """The recipe in ``document``; ``where`` names its origin in errors."""
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise LonghaulError(f"{where}: {tell(error, Recipe, document)}") from error
+
+
+def _assign(document: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    node = document
+    for part in path:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise LonghaulError(f"override {key}: {part} is a value, it has no keys below it")
+    node[last] = value
+
+
+def _nearest(name: str, valid: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are: {', '.join(valid)}"
+
+
+def tell(error: ValidationError, schema: type[BaseModel], document: Any) -> str:
+    """The first mistake of a validation in one line: key, what is wrong, nearest valid name."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path) or "recipe"
+    if first["type"] == "extra_forbidden":
+        owner = _schema_at(schema, path[:-1], document)
+        return f"unknown key {key!r}{_nearest(path[-1], list(owner.model_fields))}"
+    if first["type"] == "missing":
+        return f"key {key!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    if not path:
+        return message
+    if first["type"] in ("value_error", "assertion_error"):
+        return f"{key}: {message}"
+    return f"{key}: {message}, not {first['input']!r}"
+
+
+def _schema_at(schema: type[BaseModel], path: Sequence[str], document: Any) -> type[BaseModel]:
+    """The class that declares the keys at ``path``; the model's class depends on its name."""
+    for part in path:
+        document = document.get(part) if isinstance(document, dict) else None
+        if part not in schema.model_fields:
+            break
+        annotation: Any = schema.model_fields[part].annotation
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+            annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
+        if annotation is ModelConfig and isinstance(document, dict):
+            annotation = models.config_of(document["name"])
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            schema = annotation
+    return schema

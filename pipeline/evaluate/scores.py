@@ -1,0 +1,124 @@
+"""Scores by tiles: the matrix of all users and all items exists a tile at a time.
+
+Tiles have one fixed shape and are filled up with zeros at the edges, so a score does not depend on
+how many users are scored together, or on how many workers.
+"""
+
+from typing import Protocol
+
+import torch
+
+# Queries x items of a tile, by kind of device. Part of the result: another shape may round
+# otherwise. On a CPU the tile (2 MB) and its slice of the table share the cache.
+TILES = {"cpu": (128, 4096), "cuda": (256, 16384)}
+
+
+class Scores(Protocol):
+    """Scores of ``rows`` queries for items 0..``columns - 1`` that are produced by tiles.
+
+    ``tile(q, i)`` is the tile of queries ``q * shape[0]`` and items ``i * shape[1]`` onwards,
+    ``[shape[0], shape[1]]``, zero (or a bias) past the edges; the caller may write on it, and the
+    next call may reuse it. ``guess`` is about the score of ``targets[j]`` for query ``at[j]`` of
+    row of tiles ``q``; where it is the exact score of the tile, ranking takes one pass, not two.
+    """
+
+    rows: int
+    columns: int
+    shape: tuple[int, int]
+    device: torch.device
+
+    def tile(self, q: int, i: int) -> torch.Tensor:
+        """One tile of scores."""
+
+    def guess(self, q: int, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Scores of pairs (``at``, ``targets``), both int64 ``[p]``; result ``[p]``."""
+
+
+class TableScores:
+    """``hidden @ table.T + bias`` in fp32, on the device of ``hidden``.
+
+    hidden: fp32 ``[n, d]``. table: floating point ``[V + 1, d]``, row 0 is no item.
+    bias: floating point ``[V + 1]``, or None.
+    """
+
+    def __init__(
+        self, hidden: torch.Tensor, table: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> None:
+        if hidden.dtype != torch.float32:
+            raise TypeError(f"hidden states are ranked in float32, not {hidden.dtype}")
+        self.rows, self.columns = len(hidden), len(table)
+        self.device = hidden.device
+        self.shape = TILES[self.device.type]
+        self._hidden, self._table = hidden.detach(), table.detach()
+        self._bias = None if bias is None else bias.detach()
+        queries, items = self.shape
+        # Operands always lie at the start of buffers of their own: BLAS may round by alignment.
+        self._queries = hidden.new_zeros(queries, hidden.shape[1])
+        self._items = hidden.new_zeros(items, hidden.shape[1])
+        self._biases = hidden.new_zeros(items)
+        self._tile = hidden.new_empty(queries, items)
+        self._loaded = -1  # the row of tiles whose queries are in the buffer
+
+    def tile(self, q: int, i: int) -> torch.Tensor:
+        """See ``Scores``."""
+        first = i * self.shape[1]
+        slab = self._table[first : first + self.shape[1]]
+        self._items[: len(slab)] = slab
+        self._items[len(slab) :] = 0
+        if self._bias is not None:
+            self._biases[: len(slab)] = self._bias[first : first + len(slab)]
+            self._biases[len(slab) :] = 0
+        return self._product(q)
+
+    def guess(self, q: int, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """See ``Scores``: exact wherever the product rounds alike in every column."""
+        found = self._hidden.new_empty(len(at))
+        width = self.shape[1]
+        self._items.zero_()
+        self._biases.zero_()
+        for first in range(0, len(at), width):
+            chosen = targets[first : first + width]
+            self._items[: len(chosen)] = self._table[chosen]
+            if self._bias is not None:
+                self._biases[: len(chosen)] = self._bias[chosen]
+            columns = torch.arange(len(chosen), device=self.device)
+            found[first : first + width] = self._product(q)[at[first : first + width], columns]
+        return found
+
+    def _product(self, q: int) -> torch.Tensor:
+        if self._loaded != q:
+            queries = self._hidden[q * self.shape[0] : (q + 1) * self.shape[0]]
+            self._queries[: len(queries)] = queries
+            self._queries[len(queries) :] = 0
+            self._loaded = q
+        # ``out`` also keeps autocast away.
+        if self._bias is None:
+            return torch.mm(self._queries, self._items.T, out=self._tile)
+        return torch.addmm(self._biases, self._queries, self._items.T, out=self._tile)
+
+
+class DenseScores:
+    """Scores that are already there: fp32 or fp64 ``[n, V + 1]``, also one expanded row.
+
+    For small catalogues, and for scorers that are no product of hidden states and a table.
+    """
+
+    def __init__(self, scores: torch.Tensor) -> None:
+        self.rows, self.columns = scores.shape
+        self.device = scores.device
+        self.shape = TILES[self.device.type]
+        self._scores = scores
+        self._tile = scores.new_empty(self.shape)
+
+    def tile(self, q: int, i: int) -> torch.Tensor:
+        """See ``Scores``."""
+        queries, items = self.shape
+        part = self._scores[q * queries : (q + 1) * queries, i * items : (i + 1) * items]
+        if part.shape != self.shape:
+            self._tile.zero_()
+        self._tile[: part.shape[0], : part.shape[1]] = part
+        return self._tile
+
+    def guess(self, q: int, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """See ``Scores``: exact."""
+        return self._scores[q * self.shape[0] + at, targets]

@@ -1,0 +1,212 @@
+"""What makes a data set exist: the manifest, and the index that every read is checked against.
+
+``prepare`` writes both, the manifest last; every later stage opens a data set through
+``open_dataset``, which refuses one whose index is not the one the manifest names.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline import storage
+from pipeline.errors import LonghaulError
+from pipeline.member import Member, decode_member, sha256
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+INDEX = "index.parquet"
+ITEMS = "items.parquet"
+USERS = "users.parquet"
+SHARDS = "shards"
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),  # file name below shards/
+        ("member", pa.string()),  # WebDataset key
+        ("start", pa.int64()),  # byte range of the member in its shard
+        ("stop", pa.int64()),
+        ("sha256", pa.string()),  # of that byte range
+        ("users", pa.int64()),
+        ("events", pa.int64()),
+        ("train_events", pa.int64()),
+    ]
+)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class File(_Strict):
+    """A file of the data set, by its path relative to the manifest."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Split(_Strict):
+    """How histories are cut. Times are in the manifest's unit; windows are half-open."""
+
+    kind: Literal["leave_one_out", "time"]
+    train_end: int | None = None
+    validation: tuple[int, int] | None = None
+    test: tuple[int, int] | None = None
+
+
+class Lineage(_Strict):
+    """What the data set was made from, and with which options."""
+
+    inputs: list[File]
+    options: dict[str, object]
+    version: str
+
+
+class Manifest(_Strict):
+    """The data set's own description; see ``docs/formats.md`` for every field."""
+
+    schema_version: Literal[1]
+    catalogue_size: int
+    users: int
+    events: int
+    members: int
+    user_type: Literal["int64", "string"]
+    item_type: Literal["int64", "string"]
+    timestamp_unit: Literal["s", "ms", "us", "ns"] | None
+    actions: list[str] | None
+    split: Split
+    counts: dict[str, int]  # events in, and what each filter removed, in the order applied
+    index: File
+    items: File
+    user_keys: File
+    shards: list[File]
+    lineage: Lineage
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened data set: where it is, its manifest, and its index as columns.
+
+    ``start``, ``stop``, ``events``, ``train_events``: i64 ``[M]``, one entry a member.
+    """
+
+    url: str
+    manifest: Manifest
+    shard: list[str]
+    member: list[str]
+    start: np.ndarray
+    stop: np.ndarray
+    sha256: list[str]
+    users: np.ndarray
+    events: np.ndarray
+    train_events: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.member)
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the index, which holds the hash of every member: the data's identity."""
+        return self.manifest.index.sha256
+
+    def read_items(self) -> pa.Table:
+        """The item map, row ``i - 1`` for item ``i``: item, key, events, train_events."""
+        return self._read_map(self.manifest.items)
+
+    def read_users(self) -> pa.Table:
+        """The user map, sorted by key: key, shard, member, position, events."""
+        return self._read_map(self.manifest.user_keys)
+
+    def _read_map(self, file: File) -> pa.Table:
+        url = storage.join(self.url, file.path)
+        content = storage.read_bytes(url)
+        if sha256(content) != file.sha256:
+            raise LonghaulError(
+                f"{url} is damaged: it does not have the hash in {MANIFEST}; "
+                "copy or prepare the data set again"
+            )
+        return pq.read_table(io.BytesIO(content))
+
+    def name(self, member: int) -> str:
+        """Shard and member in words, for errors."""
+        shard = storage.join(self.url, SHARDS, self.shard[member])
+        return f"member {self.member[member]} of {shard}"
+
+    def read(self, member: int) -> Member:
+        """Read one member by its byte range and check it against the index.
+
+        Raises LonghaulError, naming shard and member, where bytes are missing or differ.
+        """
+        url = storage.join(self.url, SHARDS, self.shard[member])
+        start, stop = int(self.start[member]), int(self.stop[member])
+        content = storage.read_bytes(url, start, stop)
+        if len(content) != stop - start:
+            raise LonghaulError(
+                f"{self.name(member)} is cut short: the index says bytes {start} to {stop}, "
+                f"{len(content)} could be read; copy or prepare the data set again"
+            )
+        if sha256(content) != self.sha256[member]:
+            raise LonghaulError(
+                f"{self.name(member)} is damaged: its bytes {start} to {stop} do not have the "
+                "hash in the index; copy or prepare the data set again"
+            )
+        return decode_member(content, self.name(member))
+
+
+def open_dataset(url: str) -> Dataset:
+    """Open the data set at ``url``.
+
+    Raises LonghaulError where there is none, it has another schema version, or its index is not
+    the one the manifest was written for.
+    """
+    url = storage.absolute(url)
+    manifest_url = storage.join(url, MANIFEST)
+    if not storage.exists(manifest_url):
+        raise LonghaulError(
+            f"no data set at {url}: {MANIFEST} is missing "
+            "(write one with `longhaul prepare`; an interrupted one leaves no manifest)"
+        )
+    document = storage.read_json(manifest_url)
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise LonghaulError(
+            f"{manifest_url} has schema_version {version}, this longhaul reads {SCHEMA_VERSION}; "
+            "prepare the data set again"
+        )
+    try:
+        manifest = Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise LonghaulError(f"{manifest_url}: {where}: {first['msg']}") from error
+    index_url = storage.join(url, manifest.index.path)
+    content = storage.read_bytes(index_url)
+    if sha256(content) != manifest.index.sha256:
+        raise LonghaulError(
+            f"{index_url} is not the index that {MANIFEST} names (its hash differs); "
+            "copy or prepare the data set again"
+        )
+    table = pq.read_table(io.BytesIO(content), schema=INDEX_SCHEMA)
+    columns = {name: table.column(name) for name in INDEX_SCHEMA.names}
+
+    def integers(name: str) -> np.ndarray:
+        values: np.ndarray = columns[name].to_numpy()
+        return values
+
+    return Dataset(
+        url=url,
+        manifest=manifest,
+        shard=columns["shard"].to_pylist(),
+        member=columns["member"].to_pylist(),
+        start=integers("start"),
+        stop=integers("stop"),
+        sha256=columns["sha256"].to_pylist(),
+        users=integers("users"),
+        events=integers("events"),
+        train_events=integers("train_events"),
+    )

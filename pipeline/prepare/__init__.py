@@ -1,0 +1,29 @@
+"""The first stage: raw event logs become history shards with an index and a manifest.
+
+In the order of the data: ``inputs`` and ``formats`` find and read the files, ``keys`` and
+``values`` type the columns, ``log`` orders the events, ``filters`` and ``split`` decide what is
+kept and for what, ``layout`` deals users to shards and members, ``write`` writes them, ``run``
+puts it together. ``synth`` makes a log whose best possible model is known.
+"""
+
+from typing import TYPE_CHECKING
+
+from pipeline.prepare.options import PrepareOptions
+
+if TYPE_CHECKING:
+    from pipeline.manifest import Manifest
+    from pipeline.prepare.run import Progress
+
+__all__ = ["PrepareOptions", "prepare"]
+
+
+def prepare(options: PrepareOptions, progress: "Progress | None" = None) -> "Manifest":
+    """Write the data set that ``options`` describes and return its manifest.
+
+    ``progress`` is called as ``progress(stage, done, total)``. Raises LonghaulError, in one line,
+    for anything wrong with the input or the output; then no data set exists at the output.
+    """
+    # Only here, so that the command line can show its help without the readers and writers.
+    from pipeline.prepare.run import run
+
+    return run(options, progress)

@@ -1,0 +1,60 @@
+"""The output folder: what may be replaced there, and what is never touched."""
+
+import re
+
+from pipeline import storage
+from pipeline.errors import LonghaulError
+from pipeline.manifest import INDEX, ITEMS, MANIFEST, SHARDS, USERS
+
+_NAMES = "|".join(re.escape(name) for name in (MANIFEST, INDEX, ITEMS, USERS))
+_SHARD = re.compile(rf"{SHARDS}/\.?\d{{5,}}\.tar(\.[0-9a-f]{{8}}\.partial)?")
+_OURS = re.compile(rf"\.?({_NAMES})(\.[0-9a-f]{{8}}\.partial)?|{_SHARD.pattern}")
+
+
+def _files_of_ours(output: str) -> list[str]:
+    """Files that look like a data set's, by name: the manifest first, the shards last."""
+    found = [name for name in storage.files_below(output) if _OURS.fullmatch(name)]
+    return sorted(found, key=lambda name: (name != MANIFEST, name.startswith(SHARDS), name))
+
+
+def _is_shard(url: str) -> bool:
+    """Whether a tar is one that prepare wrote: its entries belong to the user ``longhaul``."""
+    header = storage.read_bytes(url, 0, 512)
+    return header[265:274] == b"longhaul\0" or not any(header)
+
+
+def check_output(output: str, overwrite: bool, inputs: list[str]) -> None:
+    """Raise LonghaulError where a data set must not be written to ``output``.
+
+    That is where one already exists (unless ``overwrite``), where other files lie that an
+    interrupted run cannot have left, or where an input would be replaced.
+    """
+    fs, path = storage.filesystem(output)
+    with storage.told(output, "look at"):
+        if fs.isfile(path):
+            raise LonghaulError(f"output {output} is a file; name a folder")
+    present = storage.files_below(output)
+    if MANIFEST in present:
+        if not overwrite:
+            raise LonghaulError(
+                f"output {output} already holds a data set; choose another folder, "
+                "or replace it with overwrite"
+            )
+    elif present:
+        shards = [name for name in present if _SHARD.fullmatch(name)]
+        whole = [name for name in shards if name.endswith(".tar")]
+        if not shards or not all(_is_shard(storage.join(output, name)) for name in whole[:1]):
+            raise LonghaulError(
+                f"output {output} is not empty (it holds {present[0]}) and is no data set; "
+                "choose another folder"
+            )
+    doomed = {storage.join(output, name) for name in _files_of_ours(output)}
+    for url in inputs:
+        if url in doomed:
+            raise LonghaulError(f"input {url} lies in the output and would be replaced; move it")
+
+
+def clear_output(output: str) -> None:
+    """Remove a data set, or what an interrupted run left of one; the manifest goes first."""
+    for name in _files_of_ours(output):
+        storage.remove(storage.join(output, name))

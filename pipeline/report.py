@@ -1,0 +1,173 @@
+"""One page on a run: how it trained, how it ranks. HTML that stands alone, and the picture."""
+
+import base64
+import html
+import io
+import json
+from typing import Any
+
+import rich.box
+from rich.table import Table
+
+from pipeline import storage
+from pipeline.errors import LonghaulError
+from pipeline.evaluate.of_run import Evaluation, evaluations_in
+from pipeline.train.run import load_config, read_state
+
+_SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr")
+_INK = {"model": "#1f6feb", "other": "#8c959f", "optimum": "#2da44e"}
+
+
+def table_of(evaluations: list[Evaluation]) -> Table:
+    """The evaluations side by side, for a terminal."""
+    table = Table(box=rich.box.SIMPLE_HEAD)
+    table.add_column("scorer")
+    names = _names(evaluations)
+    for name in (*names, "users"):
+        table.add_column(name, justify="right")
+    for evaluation in evaluations:
+        table.add_row(*_cells(evaluation, names))
+    protocol = evaluations[0].result.protocol
+    table.caption = (
+        f"{protocol.split}, full ranking, seen items: {protocol.seen}, "
+        f"input: newest {protocol.max_history}"
+    )
+    return table
+
+
+def _names(evaluations: list[Evaluation]) -> list[str]:
+    there = evaluations[0].result.metrics
+    return [name for name in _SHOWN if name in there] or sorted(there)[:6]
+
+
+def _cells(evaluation: Evaluation, names: list[str]) -> list[str]:
+    step = "" if evaluation.step is None else f" (step {evaluation.step:,})"
+    values = [f"{evaluation.result.metrics[name]:.4f}" for name in names]
+    return [evaluation.scorer + step, *values, f"{evaluation.result.users:,}"]
+
+
+def write_report(run: str, output: str) -> str:
+    """Write ``report.html`` and ``report.png`` into the folder ``output``; the page's URL.
+
+    Raises LonghaulError where the run has logged nothing yet.
+    """
+    recipe = load_config(run)
+    url = recipe.run_url
+    records = _records(url)
+    trained = [record for record in records if "loss" in record]
+    if not trained:
+        raise LonghaulError(f"run {recipe.name} at {url} has logged no training step yet")
+    evaluations = evaluations_in(url)
+    picture = _picture(trained, [r for r in records if "seconds" in r], evaluations, recipe)
+    output = storage.absolute(output)
+    storage.write_bytes(storage.join(output, "report.png"), picture)
+    page = storage.join(output, "report.html")
+    storage.write_bytes(page, _page(recipe, url, trained, evaluations, picture).encode())
+    return page
+
+
+def _records(url: str) -> list[dict[str, Any]]:
+    """The metrics of all attempts; what a later attempt trained again overrules."""
+    base = storage.join(url, "metrics")
+    names = sorted(storage.files_below(base), key=lambda name: int(name.split("-")[1][:-6]))
+    kept: list[dict[str, Any]] = []
+    for name in names:
+        lines = storage.read_bytes(storage.join(base, name)).decode().splitlines()
+        attempt = [json.loads(line) for line in lines]
+        if attempt:
+            kept = [r for r in kept if r["step"] < attempt[0]["step"]] + attempt
+    return kept
+
+
+def _picture(
+    trained: list[dict[str, Any]],
+    validated: list[dict[str, Any]],
+    evaluations: list[Evaluation],
+    recipe: Any,
+) -> bytes:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    steps = [record["step"] for record in trained]
+    axes[0].plot(steps, [record["loss"] for record in trained], color=_INK["model"])
+    axes[0].set(title="Training loss per target", xlabel="step", ylabel="nats")
+    metric = recipe.train.validation.metric if recipe.train.validation else "ndcg@10"
+    if validated:
+        values = [record[f"validation/{metric}"] for record in validated]
+        axes[1].plot([r["step"] for r in validated], values, "o-", color=_INK["model"])
+        axes[1].set(title=f"Validation {metric}", xlabel="step")
+        axes[1].set_ylim(0, 1.1 * max(values))
+    else:
+        rates = [record["targets_per_second"] for record in trained]
+        axes[1].plot(steps, rates, color=_INK["model"])
+        axes[1].set(title="Targets per second", xlabel="step")
+    tested = [e for e in evaluations if e.result.protocol.split == "test"]
+    name = metric if all(metric in e.result.metrics for e in tested) else "mrr"
+    tested.sort(key=lambda e: e.result.metrics[name])
+    colours = [
+        _INK["model" if e.step else e.scorer if e.scorer in _INK else "other"] for e in tested
+    ]
+    bars = axes[2].barh(
+        [e.scorer for e in tested], [e.result.metrics[name] for e in tested], color=colours
+    )
+    axes[2].bar_label(bars, fmt="%.4f", padding=3)
+    axes[2].set(title=f"Test {name}, full ranking")
+    axes[2].margins(x=0.18)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+        axis.set_axisbelow(True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def _page(
+    recipe: Any,
+    url: str,
+    trained: list[dict[str, Any]],
+    evaluations: list[Evaluation],
+    picture: bytes,
+) -> str:
+    stands, last = read_state(url), trained[-1]
+    rates = sorted(record["targets_per_second"] for record in trained)
+    facts = {
+        "State": f"{stands.state} at step {stands.step:,} of {stands.steps:,}" if stands else "?",
+        "Model": f"{recipe.model.name}, d = {recipe.model.d}",
+        "Training": f"{recipe.train.engine}"
+        + (f", ZeRO-{recipe.train.zero_stage}" if recipe.train.engine == "deepspeed" else "")
+        + f", {recipe.train.precision}, {recipe.placement.workers} workers",
+        "Seen": f"{last['targets_seen']:,} targets in {last['epoch'] + 1} epochs",
+        "Speed": f"{rates[len(rates) // 2]:,.0f} targets a second (median)",
+        "Last loss": f"{last['loss']:.4f} nats a target",
+    }
+    rows = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
+    results = ""
+    if evaluations:
+        names = _names(evaluations)
+        head = "".join(f"<th>{name}</th>" for name in ("scorer", *names, "users", "split", "seen"))
+        body = "".join(
+            "<tr>"
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(evaluation, names))
+            + f"<td>{evaluation.result.protocol.split}</td>"
+            + f"<td>{evaluation.result.protocol.seen}</td></tr>"
+            for evaluation in evaluations
+        )
+        results = f"<h2>How it ranks</h2><table><tr>{head}</tr>{body}</table>"
+    image = base64.b64encode(picture).decode()
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{recipe.name}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em }}
+table {{ border-collapse: collapse }} img {{ max-width: 100% }}
+th, td {{ text-align: left; padding: .2em 1em .2em 0; border-bottom: 1px solid #ddd }}
+</style></head><body>
+<h1>Run {html.escape(recipe.name)}</h1><table>{rows}</table>
+<p><img alt="Loss, validation and test" src="data:image/png;base64,{image}"></p>
+{results}
+<h2>Recipe</h2><pre>{html.escape(recipe.to_yaml())}</pre>
+</body></html>
+"""

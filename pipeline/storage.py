@@ -1,0 +1,154 @@
+"""Files by URL: a local folder and a bucket behave alike.
+
+Every path in longhaul is an fsspec URL. This module is the only one that knows how a write becomes
+visible at once (a rename locally, one put in an object store) and how the many exceptions of the
+storage clients become one line for the reader.
+"""
+
+import json
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+
+from pipeline.errors import LonghaulError
+
+
+def is_local(url: str) -> bool:
+    """True for a plain path or a ``file://`` URL."""
+    return "://" not in url or url.startswith("file://")
+
+
+def absolute(url: str) -> str:
+    """The URL with a relative local path resolved against the working directory."""
+    if is_local(url):
+        return str(Path(url.removeprefix("file://")).expanduser().absolute())
+    return url.rstrip("/")
+
+
+def join(url: str, *parts: str) -> str:
+    """``url`` with ``parts`` appended, separated by single slashes."""
+    return posixpath.join(url.rstrip("/"), *parts)
+
+
+@contextmanager
+def told(url: str, action: str) -> Iterator[None]:
+    """Turn any storage exception raised inside into one line that names ``action`` and ``url``."""
+    try:
+        yield
+    except LonghaulError:
+        raise
+    except FileNotFoundError as error:
+        raise LonghaulError(f"cannot {action} {url}: it does not exist") from error
+    except PermissionError as error:
+        raise LonghaulError(f"cannot {action} {url}: permission denied ({error})") from error
+    except Exception as error:  # storage clients raise types of their own, from botocore to aiohttp
+        reason = str(error).strip().splitlines()
+        detail = reason[0] if reason else "no further detail"
+        raise LonghaulError(f"cannot {action} {url}: {type(error).__name__}: {detail}") from error
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of ``url`` and the path in it.
+
+    Listings are never cached: what another worker wrote a moment ago must be visible.
+    """
+    with told(url, "open"):
+        options = {} if is_local(url) else {"use_listings_cache": False}
+        fs, path = fsspec.core.url_to_fs(url, **options)
+        return fs, path
+
+
+def exists(url: str) -> bool:
+    """Whether a file or a folder (for a bucket: a prefix with at least one object) is there."""
+    fs, path = filesystem(url)
+    with told(url, "look at"):
+        return bool(fs.exists(path))
+
+
+def read_bytes(url: str, start: int | None = None, stop: int | None = None) -> bytes:
+    """The bytes ``[start, stop)`` of a file (all of it by default), read in one request."""
+    fs, path = filesystem(url)
+    with told(url, "read"):
+        content: bytes = fs.cat_file(path, start=start, end=stop)
+        return content
+
+
+def read_json(url: str) -> Any:
+    """The JSON document at ``url``."""
+    content = read_bytes(url)
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise LonghaulError(f"{url} is not valid JSON: {error}") from error
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    with create(url) as file:
+        file.write(content)
+
+
+def write_json(url: str, document: Any) -> None:
+    """Write ``document`` as indented JSON with sorted keys, whole or not at all."""
+    write_bytes(url, json.dumps(document, indent=2, sort_keys=True).encode() + b"\n")
+
+
+@contextmanager
+def create(url: str) -> Iterator[BinaryIO]:
+    """A file to write that appears whole when the block ends, and not at all when it raises.
+
+    Locally it is written beside its place, flushed to the disk and renamed. An object store
+    commits an upload only when it is closed; on an error the upload is discarded.
+    """
+    fs, path = filesystem(url)
+    if is_local(url):
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+        with told(url, "write"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as local:
+                    yield local
+                    local.flush()
+                    os.fsync(local.fileno())
+                partial.replace(target)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+        return
+    with told(url, "write"):
+        remote = fs.open(path, "wb")
+        try:
+            yield remote
+        except BaseException:
+            remote.discard()
+            remote.closed = True  # else its destructor would still commit what was written
+            raise
+        remote.close()
+
+
+def files_below(url: str) -> list[str]:
+    """Paths of all files below a folder, relative to it, sorted; empty where it does not exist."""
+    fs, path = filesystem(url)
+    with told(url, "list"):
+        root = path.rstrip("/") + "/"
+        return sorted(found[len(root) :] for found in fs.find(path) if found.startswith(root))
+
+
+def folders_in(url: str) -> list[str]:
+    """Names of the folders directly below ``url``, sorted; empty where it does not exist."""
+    return sorted({name.split("/", 1)[0] for name in files_below(url) if "/" in name})
+
+
+def remove(url: str) -> None:
+    """Remove a file, or a folder with all below it; nothing happens where there is none."""
+    fs, path = filesystem(url)
+    with told(url, "remove"):
+        if fs.exists(path):
+            fs.rm(path, recursive=True)

@@ -1,0 +1,346 @@
+"""The training loop: a plain function that runs under Ray Train, under torchrun, or alone.
+
+A step is one micro-batch of every lane. All ranks first agree on a plan (how many targets, shall we
+stop), then compute, then update; between two steps the state of the run is a few numbers, a
+position a lane, and the tensors, which is what a checkpoint holds.
+"""
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import models
+from pipeline.config import Recipe
+from pipeline.errors import LonghaulError
+from pipeline.manifest import Dataset, open_dataset
+from pipeline.progress import Bar
+from pipeline.stream.lane import Position
+from pipeline.stream.order import micro_steps, seed_of
+from pipeline.stream.stream import DIGEST, RankStep, Stream
+from pipeline.tracking import Tracker
+from pipeline.train import checkpoint
+from pipeline.train.checkpoint import Best, DataState, TrainState
+from pipeline.train.engine import Engine, build_engine
+from pipeline.train.optimizer import learning_rate
+from pipeline.train.run import (
+    RunState,
+    metrics_url,
+    open_run,
+    versions,
+    write_state,
+)
+from pipeline.train.validation import validate
+from pipeline.train.world import World
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step as all ranks see it: sums over the ranks."""
+
+    targets: int
+    tokens: int
+    segments: int
+    digest: int
+    stop: bool
+
+
+def train(recipe: Recipe, world: World, bar: Bar | None = None) -> RunState:
+    """Run or resume the recipe's run until it is done or asked to stop; how it then stands.
+
+    Raises LonghaulError on every rank where any rank cannot go on.
+    """
+    attempt = world.on_rank_zero(lambda: open_run(recipe))
+    stands = RunState(state="running", attempt=attempt, step=0, steps=recipe.train.steps)
+    training: Training | None = None
+    try:
+        training = Training(recipe, world, attempt, bar)
+        return training.run()
+    except BaseException as error:
+        if world.rank == 0:
+            step = training.state.step if training else 0
+            reason = str(error) or type(error).__name__
+            update = {"state": "failed", "step": step, "reason": reason}
+            write_state(recipe.run_url, stands.model_copy(update=update))
+        raise
+    finally:
+        if training is not None:
+            training.close()
+
+
+class Training:
+    """One attempt at a run, on one rank."""
+
+    def __init__(self, recipe: Recipe, world: World, attempt: int, bar: Bar | None) -> None:
+        self.recipe, self.world, self.attempt = recipe, world, attempt
+        self._bar = bar
+        self._tracker: Tracker | None = None
+        self.dataset: Dataset = open_dataset(recipe.data.path)
+        config = recipe.train
+        torch.manual_seed(config.seed)
+        model = models.build(recipe.model, self.dataset.manifest.catalogue_size)
+        micro = micro_steps(world.world_size, recipe.data.lanes)
+        self.stream = Stream(
+            self.dataset,
+            recipe.data,
+            seed=config.seed,
+            rank=world.rank,
+            world_size=world.world_size,
+        )
+        self.engine: Engine = build_engine(model, config, world, micro)
+        self.origin = checkpoint.Origin(
+            recipe=recipe.model_dump(mode="json"),
+            recipe_hash=recipe.hash(),
+            catalogue_size=self.dataset.manifest.catalogue_size,
+            versions=versions(),
+        )
+        self.state = self._resume()
+        self._window = _Window(world.device)
+        if world.rank == 0:
+            self._tracker = Tracker(
+                metrics_url(recipe.run_url, attempt),
+                recipe.tracking,
+                recipe.name,
+                recipe.model_dump(mode="json"),
+            )
+
+    def _resume(self) -> TrainState:
+        """Take over the newest valid checkpoint, or begin."""
+        fingerprint = self.dataset.fingerprint
+        url = self.recipe.run_url
+        # Rank 0 decides which one verifies; the others read the one it found.
+        found = self.world.on_rank_zero(lambda: _newest_step(url))
+        if found is None:
+            self.stream.start(0)
+            return TrainState(
+                step=0, data=DataState(fingerprint=fingerprint, epoch=0, positions={})
+            )
+        kept = checkpoint.load(url, found)
+        data = kept.state.data
+        if data.fingerprint != fingerprint:
+            raise LonghaulError(
+                f"run {self.recipe.name} was trained on other data: its checkpoint names "
+                f"fingerprint {data.fingerprint[:12]}, {self.dataset.url} has {fingerprint[:12]}"
+            )
+        self.engine.restore(kept.tensors.__getitem__, kept.state.step)
+        positions = {lane: Position(*place) for lane, place in data.positions.items()}
+        self.stream.start(data.epoch, positions)
+        return kept.state
+
+    def run(self) -> RunState:
+        """Train until the last step, the end of patience, or a request to stop."""
+        steps = self.recipe.train.steps
+        self._tell("running")
+        if self._bar is not None:
+            self._bar.update(self.state.step, steps)
+        while self.state.step < steps and not self._out_of_patience():
+            rank_step, plan = self._next()
+            if plan.stop:
+                self._save()
+                return self._tell("preempted", "asked to stop")
+            self._train(rank_step, plan)
+            self._after_step()
+        return self._tell("done", "no better validation" if self._out_of_patience() else None)
+
+    def _next(self) -> tuple[RankStep, Plan]:
+        """The next step that has anything to train, in this epoch or the next one."""
+        self.world.poll(self.state.step)
+        for _ in range(2):
+            positions = self.stream.positions
+            mine, plan = self._read_and_agree()
+            if plan.stop:
+                # What was just taken is not trained: the positions of before are the truth.
+                self.stream.positions = positions
+                return mine, plan
+            if plan.segments:
+                return mine, plan
+            self.stream.start(self.stream.epoch + 1)
+        raise LonghaulError(
+            f"{self.dataset.url} has nothing to train on: no user has a training part long enough "
+            "for data.window"
+        )
+
+    def _read_and_agree(self) -> tuple[RankStep, Plan]:
+        """Read this rank's part and sum all parts up; a rank that cannot read stops all."""
+        problem: LonghaulError | None = None
+        try:
+            mine = self.stream.next_step()
+        except LonghaulError as error:
+            problem, mine = error, RankStep([], 0, 0, 0, 0, {}, 0.0)
+        stop, failed = int(self.world.stop_wanted), int(problem is not None)
+        sums = self.world.sum_integers(
+            [mine.targets, mine.tokens, mine.segments, mine.digest, stop, failed]
+        )
+        if sums[5]:
+            self.world.agree(problem)
+        return mine, Plan(sums[0], sums[1], sums[2], sums[3] % DIGEST, sums[4] > 0)
+
+    def _train(self, mine: RankStep, plan: Plan) -> None:
+        config, step = self.recipe.train, self.state.step
+        for micro in mine.micro:
+            torch.manual_seed(seed_of("step", config.seed, step, micro.lane))
+            self._window.loss += self.engine.backward(micro.batch, plan.targets)
+        lr = learning_rate(step, config.steps, config.optimizer)
+        norm = self.engine.update(lr)
+        if not math.isfinite(norm):
+            raise LonghaulError(
+                f"the gradient at step {step} is not finite ({norm}): lower "
+                "train.optimizer.lr, or use precision fp32"
+            )
+        self._window.add(plan, mine.waited, lr, norm)
+        self.state = self.state.model_copy(
+            update={
+                "step": step + 1,
+                "targets_seen": self.state.targets_seen + plan.targets,
+                "tokens_seen": self.state.tokens_seen + plan.tokens,
+                "validation": None,
+            }
+        )
+
+    def _after_step(self) -> None:
+        """Log, validate and save as the recipe wants it after this step."""
+        config, step = self.recipe.train, self.state.step
+        last = step == config.steps
+        if step % config.log_every == 0 or last:
+            self._log(self._window.summary(self.world, self.state, self.stream.epoch))
+            self._window = _Window(self.world.device)
+        improved = False
+        if config.validation and (step % config.validation.every == 0 or last):
+            improved = self._validate()
+        if improved or last or step % config.checkpoint_every == 0 or self._out_of_patience():
+            self._save()
+
+    def _validate(self) -> bool:
+        """Rank the validation targets; True where no earlier validation was as good."""
+        config = self.recipe.train.validation
+        assert config is not None
+        began = time.perf_counter()
+        with self.engine.scoring():
+            metrics = validate(self.dataset, self.engine.model, self.recipe, self.world)
+        if config.metric not in metrics:
+            raise LonghaulError(
+                f"train.validation.metric {config.metric!r} is not computed; there are: "
+                f"{', '.join(sorted(metrics))}"
+            )
+        value, best = metrics[config.metric], self.state.best
+        improved = best is None or value > best.value
+        self.state = self.state.model_copy(
+            update={
+                "best": Best(step=self.state.step, value=value) if improved else best,
+                "validations_without_best": 0
+                if improved
+                else self.state.validations_without_best + 1,
+                "validation": metrics,
+            }
+        )
+        record = {f"validation/{name}": value for name, value in metrics.items()}
+        record |= {f"model/{k}": v for k, v in self.engine.model.diagnostics().items()}
+        self._log({"step": self.state.step, **record, "seconds": time.perf_counter() - began})
+        self._window.paused(time.perf_counter() - began)
+        return improved
+
+    def _out_of_patience(self) -> bool:
+        config = self.recipe.train.validation
+        if config is None or config.patience is None:
+            return False
+        return self.state.validations_without_best >= config.patience
+
+    def _save(self) -> None:
+        began = time.perf_counter()
+        positions: dict[int, tuple[int, int]] = {}
+        for ranks in self.world.gather(self.stream.positions):
+            positions |= {lane: (place.group, place.segment) for lane, place in ranks.items()}
+        data = DataState(
+            fingerprint=self.dataset.fingerprint, epoch=self.stream.epoch, positions=positions
+        )
+        self.state = self.state.model_copy(update={"data": data})
+        url = self.recipe.run_url
+        checkpoint.save(url, self.state, self.engine, self.world, self.attempt, self.origin)
+        if self.world.rank == 0:
+            best = self.state.best.step if self.state.best else None
+            checkpoint.retain(url, self.recipe.train.keep_checkpoints, best)
+            if self._tracker:
+                self._tracker.flush()
+        self._tell("running")
+        self._window.paused(time.perf_counter() - began)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self._tracker is None:
+            return
+        self._tracker.log(record)
+        if self._bar is not None and "loss" in record:
+            note = f"loss {record['loss']:.4f}  {record['targets_per_second']:,.0f} targets/s"
+            if self.state.best is not None:
+                assert self.recipe.train.validation is not None
+                note += f"  best {self.recipe.train.validation.metric} {self.state.best.value:.4f}"
+            self._bar.update(self.state.step, self.recipe.train.steps, note)
+
+    def _tell(self, state: Any, reason: str | None = None) -> RunState:
+        stands = RunState(
+            state=state,
+            attempt=self.attempt,
+            step=self.state.step,
+            steps=self.recipe.train.steps,
+            reason=reason,
+        )
+        if self.world.rank == 0:
+            write_state(self.recipe.run_url, stands)
+        return stands
+
+    def close(self) -> None:
+        """Stop reading ahead and end the tracking."""
+        self.stream.close()
+        if self._tracker is not None:
+            self._tracker.close(failed=self.state.step < self.recipe.train.steps)
+
+
+class _Window:
+    """What is summed up between two lines of metrics."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._began = time.perf_counter()
+        self._waited = self._paused = 0.0
+        self._targets = self._tokens = self._segments = self._digest = 0
+        self._lr = self._norm = 0.0
+
+    def add(self, plan: Plan, waited: float, lr: float, norm: float) -> None:
+        self._targets += plan.targets
+        self._tokens += plan.tokens
+        self._segments += plan.segments
+        self._digest = (self._digest + plan.digest) % DIGEST
+        self._waited += waited
+        self._lr, self._norm = lr, norm
+
+    def paused(self, seconds: float) -> None:
+        """Leave out ``seconds`` of validating or saving from the rates."""
+        self._paused += seconds
+
+    def summary(self, world: World, state: TrainState, epoch: int) -> dict[str, Any]:
+        spent = time.perf_counter() - self._began - self._paused
+        return {
+            "step": state.step,
+            "epoch": epoch,
+            "loss": world.sum_float(float(self.loss)) / self._targets,
+            "lr": self._lr,
+            "gradient_norm": self._norm,
+            "targets_per_second": self._targets / spent,
+            "tokens_per_second": self._tokens / spent,
+            "data_wait_share": self._waited / spent,
+            "targets_seen": state.targets_seen,
+            "tokens_seen": state.tokens_seen,
+            "segments": self._segments,
+            "segments_digest": self._digest,
+        }
+
+
+def _newest_step(run_url: str) -> int | None:
+    newest = checkpoint.load_newest(run_url, _warn)
+    return None if newest is None else newest.state.step
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,149 @@
+"""What differs between a debugger, torchrun and Ray Train: who am I, and shall I stop."""
+
+import atexit
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import LonghaulError
+
+T = TypeVar("T")
+
+
+@dataclass
+class World:
+    """A rank among ``world_size``. Collectives go over CPU tensors and are free in a world of one.
+
+    stop_wanted is this rank's own view; the loop makes all ranks agree before it acts on it.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    stop_wanted: bool = field(default=False)
+
+    def poll(self, step: int) -> None:
+        """Ask the surroundings whether to stop; called by all ranks before the same step."""
+
+    def sum_integers(self, values: Sequence[int]) -> list[int]:
+        """Each value summed over the ranks, exactly (int64)."""
+        if self.world_size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(total)
+        return [int(value) for value in total.tolist()]
+
+    def sum_float(self, value: float) -> float:
+        """A value summed over the ranks in float64."""
+        if self.world_size == 1:
+            return value
+        total = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(total)
+        return float(total.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's ``value``, in order of rank, on all ranks."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's ``value`` on all ranks."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def on_rank_zero(self, act: Callable[[], T]) -> T:
+        """Run ``act`` on rank 0 alone; its value, or its LonghaulError, on all ranks."""
+        outcome: Any = None
+        if self.rank == 0:
+            try:
+                outcome = act()
+            except LonghaulError as error:
+                outcome = error
+        outcome = self.broadcast(outcome)
+        if isinstance(outcome, LonghaulError):
+            raise outcome
+        value: T = outcome
+        return value
+
+    def agree(self, error: BaseException | None) -> None:
+        """Raise on all ranks where any of them failed, so that none waits for the others."""
+        told = [str(e) for e in self.gather(error if error is None else str(error)) if e]
+        if error is not None:
+            raise error
+        if told:
+            raise LonghaulError(f"another worker failed: {told[0]}")
+
+
+def pick_device(wanted: str, local_rank: int) -> torch.device:
+    """The device of a worker: ``auto`` is its CUDA device where there is one."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise LonghaulError("placement.device is cuda, but this machine shows no CUDA device")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def alone(device: str, threads: int | None) -> Iterator[World]:
+    """A world of one, in this process. Ctrl-C and SIGTERM ask for a stop after the step."""
+    _use_threads(threads, 1)
+    if not dist.is_initialized():
+        # DeepSpeed wants a process group even for one rank, and remembers it: it stays for good.
+        dist.init_process_group(_backend(), store=dist.HashStore(), rank=0, world_size=1)
+        atexit.register(dist.destroy_process_group)
+    yield from _stopping_on_signals(World(0, 1, pick_device(device, 0)))
+
+
+@contextmanager
+def torchrun(device: str, threads: int | None) -> Iterator[World]:
+    """The world that torchrun describes in the environment."""
+    local_rank = int(os.environ["LOCAL_RANK"])
+    _use_threads(threads, int(os.environ["LOCAL_WORLD_SIZE"]))
+    dist.init_process_group(_backend())
+    try:
+        world = World(dist.get_rank(), dist.get_world_size(), pick_device(device, local_rank))
+        yield from _stopping_on_signals(world)
+    finally:
+        dist.destroy_process_group()
+
+
+def inside_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= set(
+        os.environ
+    )
+
+
+def _backend() -> str:
+    """Two backends in one group: plans and states travel on the CPU, gradients on the device."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _use_threads(threads: int | None, workers_here: int) -> None:
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // workers_here))
+
+
+def _stopping_on_signals(world: World) -> Iterator[World]:
+    def stop(_number: int, _frame: Any) -> None:
+        world.stop_wanted = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield world
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,142 @@
+"""Training on real Ray clusters on this machine: workers lost, nodes drained, jobs submitted."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.manifest import Dataset
+from pipeline.train.run import read_state
+from tests.train.runs import (
+    ROOT,
+    assert_close,
+    command,
+    digests,
+    environment,
+    final_tensors,
+    recipe,
+    train_here,
+    wait_for_text,
+    write,
+)
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def on_ray(dataset: Dataset, folder: Path, name: str, **changes: object) -> object:
+    return recipe(
+        dataset,
+        folder,
+        name,
+        train__engine="deepspeed",
+        train__precision="fp32",
+        placement={"workers": 2, "launcher": "ray"},
+        **changes,
+    )
+
+
+def ray_workers(run: str) -> list[psutil.Process]:
+    """The training processes of Ray that have the run's recipe in hand."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            line = " ".join(process.info["cmdline"] or [])
+            if line.startswith("ray::") and "RayTrainWorker" in line:
+                found.append(process)
+    return found
+
+
+def test_two_workers_compute_what_one_does_and_survive_a_kill(
+    small_set: Dataset, tmp_path: Path
+) -> None:
+    alone = recipe(small_set, tmp_path, "alone", train__steps=120, train__checkpoint_every=5)
+    killed = on_ray(small_set, tmp_path, "killed", train__steps=120, train__checkpoint_every=5)
+    train_here(alone)
+    process = subprocess.Popen(
+        command(write(killed, tmp_path)),
+        env=environment(RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_text(process, Path(killed.run_url, "metrics", "attempt-1.jsonl"), '"step": 10,')
+    os.kill(ray_workers(killed.run_url)[0].pid, signal.SIGKILL)
+    said, told = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    assert "done at step 120" in said
+    state = read_state(killed.run_url)
+    assert state is not None
+    assert state.attempt == 2
+    assert digests(killed) == digests(alone)
+    # 120 steps of rounding apart; the order of the sum over two ranks differs.
+    assert_close(final_tensors(alone), final_tensors(killed), atol=1e-3)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a client of a one-node Ray cluster with its own ports and folders."""
+    port, dashboard = 26379, 28265
+    folder = f"/tmp/longhaul-ray-{os.getpid()}"  # Ray's sockets need a short path
+    start = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}"]
+    start += ["--num-cpus=3", f"--temp-dir={folder}", "--disable-usage-stats"]
+    env = environment(
+        RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{dashboard}", RAY_AUTH_MODE="disabled"
+    )
+    subprocess.run(start, check=True, env=env, stdout=subprocess.DEVNULL)
+    try:
+        yield env
+    finally:
+        subprocess.run([RAY, "stop", "--force"], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_ray_job_submit_finds_the_cluster(
+    small_set: Dataset, tmp_path: Path, cluster: dict[str, str]
+) -> None:
+    wanted = recipe(
+        small_set, tmp_path, train__engine="deepspeed", placement={"workers": 2, "threads": 1}
+    )
+    # The checkout is the working directory, as a user submits it.
+    submit = [RAY, "job", "submit", "--working-dir", ".", "--"]
+    longhaul = str(Path(sys.executable).parent / "longhaul")
+    said = subprocess.run(
+        [*submit, longhaul, "train", str(write(wanted, tmp_path))],
+        env=cluster,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "done at step 12" in said.stdout
+    state = read_state(wanted.run_url)
+    assert state is not None
+    assert (state.state, state.step) == ("done", 12)
+
+
+def test_a_permanent_error_ends_the_run_without_retries(small_set: Dataset, tmp_path: Path) -> None:
+    shard_less = on_ray(
+        small_set, tmp_path, "wrong", data__path=str(tmp_path / "nothing"), train__steps=4
+    )
+    began = time.monotonic()
+    said = subprocess.run(
+        command(write(shard_less, tmp_path)),
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert said.returncode == 1
+    assert "no data set at" in said.stderr
+    state = read_state(shard_less.run_url)
+    assert state is not None
+    assert (state.state, state.attempt) == ("failed", 1)
+    assert time.monotonic() - began < 200

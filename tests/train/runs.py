@@ -1,0 +1,138 @@
+"""Small runs for tests: a recipe, and three ways to train it."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pipeline.config import Recipe, parse_recipe
+from pipeline.manifest import Dataset
+from pipeline.train import checkpoint, loop, world
+from pipeline.train.run import RunState
+from pipeline.train.world import World
+
+ROOT = Path(__file__).parents[2]
+
+
+def recipe(dataset: Dataset, folder: Path | str, name: str = "run", **changes: Any) -> Recipe:
+    """A recipe of a few quick steps; ``changes`` are dotted keys with ``__`` for the dots."""
+    document: dict[str, Any] = {
+        "name": name,
+        "runs": str(folder),
+        "data": {
+            "path": dataset.url,
+            "lanes": 3,
+            "lane_tokens": 128,
+            "shuffle_members": 8,
+            "window": {"length": 16},
+        },
+        "model": {"name": "lrurec", "d": 8},
+        "train": {
+            "steps": 12,
+            "engine": "torch",
+            "validation": None,
+            "checkpoint_every": 4,
+            "log_every": 1,
+            "optimizer": {"lr": 0.01, "clip_norm": 0.5},
+        },
+        "evaluation": {"max_history": 16},
+        "placement": {"threads": 1},
+    }
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = document
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return parse_recipe(document, "a test's recipe")
+
+
+def train_here(wanted: Recipe, stop_before: int | None = None) -> RunState:
+    """Train in this process, asked to stop before the step ``stop_before`` (0-based)."""
+
+    class Stopping(World):
+        def poll(self, step: int) -> None:
+            self.stop_wanted = step == stop_before
+
+    with world.alone("cpu", 1) as here:
+        return loop.train(wanted, Stopping(here.rank, here.world_size, here.device))
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a child process, with this checkout importable."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **extra}
+
+
+def write(wanted: Recipe, folder: Path) -> Path:
+    """The recipe as a file."""
+    path = folder / f"{wanted.name}.yaml"
+    path.write_text(yaml.safe_dump(wanted.model_dump(mode="json")))
+    return path
+
+
+def command(file: Path, workers: int = 1) -> list[str]:
+    """The command that trains the recipe in ``file``, through torchrun for several workers."""
+    if workers == 1:
+        return [sys.executable, "-m", "pipeline", "train", str(file)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, f"--nproc-per-node={workers}", "-m", "pipeline", "train", str(file)]
+
+
+def train_apart(wanted: Recipe, folder: Path, workers: int = 1) -> subprocess.CompletedProcess[str]:
+    """Train in processes of their own and wait for them."""
+    return subprocess.run(
+        command(write(wanted, folder), workers),
+        env=environment(),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def wait_for_text(process: "subprocess.Popen[str]", file: Path, text: str) -> None:
+    """Return once ``file`` holds ``text``; fail where the process ends before."""
+    while not file.exists() or text not in file.read_text():
+        assert process.poll() is None, f"the process ended before {file} told of {text}"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.05)
+
+
+def records(wanted: Recipe) -> Iterator[dict[str, Any]]:
+    """The metrics of all attempts, in order."""
+    for file in sorted(Path(wanted.run_url, "metrics").iterdir()):
+        yield from map(json.loads, file.read_text().splitlines())
+
+
+def digests(wanted: Recipe) -> dict[int, tuple[int, int]]:
+    """What each step trained: (epoch, digest of its segments); later attempts overrule."""
+    return {r["step"]: (r["epoch"], r["segments_digest"]) for r in records(wanted) if "loss" in r}
+
+
+def final_tensors(wanted: Recipe) -> dict[str, torch.Tensor]:
+    """All tensors of the last step's checkpoint."""
+    return checkpoint.load(wanted.run_url, wanted.train.steps).tensors
+
+
+def assert_bit_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """Every tensor has the same name, dtype and bits."""
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert tensor.dtype == b[name].dtype
+        assert torch.equal(tensor, b[name]), name
+
+
+def assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: float) -> None:
+    """Every tensor is the same to rounding."""
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        torch.testing.assert_close(
+            tensor, b[name], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )

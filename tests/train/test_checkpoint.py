@@ -1,0 +1,181 @@
+"""Checkpoints: what is damaged or half there is never taken for whole."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import LonghaulError
+from pipeline.manifest import Dataset
+from pipeline.train import checkpoint
+from pipeline.train.trained import load_trained
+from tests.train.runs import (
+    assert_bit_equal,
+    environment,
+    final_tensors,
+    recipe,
+    train_apart,
+    train_here,
+    write,
+)
+
+
+def files_of(run: str, step: int) -> list[Path]:
+    return sorted(Path(checkpoint.folder(run, step)).iterdir())
+
+
+def tensor_file(run: str, step: int) -> Path:
+    return next(path for path in files_of(run, step) if path.suffix == ".safetensors")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
+def test_a_damaged_newest_checkpoint_falls_back_and_ends_bit_equal(
+    small_set: Dataset, tmp_path: Path, harm: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = recipe(small_set, tmp_path, "whole")
+    harmed = recipe(small_set, tmp_path, "harmed")
+    train_here(whole)
+    train_here(harmed, stop_before=10)
+    victim = tensor_file(harmed.run_url, 10)
+    harm(victim)  # type: ignore[operator]
+    assert train_here(harmed).state == "done"
+    assert_bit_equal(final_tensors(whole), final_tensors(harmed))
+    warned = capsys.readouterr().err
+    assert "checkpoint of step 10 is passed over" in warned
+    assert str(victim) in warned
+
+
+def test_files_without_a_commit_are_no_checkpoint(small_set: Dataset, tmp_path: Path) -> None:
+    """A crash between the upload of the files and the commit."""
+    wanted = recipe(small_set, tmp_path)
+    train_here(wanted, stop_before=10)
+    Path(checkpoint.folder(wanted.run_url, 10), checkpoint.COMMIT).unlink()
+    assert checkpoint.steps_in(wanted.run_url) == [8]
+    found = checkpoint.load_newest(wanted.run_url, warn=pytest.fail)
+    assert found is not None
+    assert found.state.step == 8
+    train_here(wanted)
+    # What the crash left was replaced or removed.
+    assert {path.name for path in Path(wanted.run_url, "checkpoints").iterdir()} == {
+        "step-00000008",
+        "step-00000012",
+    }
+
+
+def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(
+    small_set: Dataset, tmp_path: Path
+) -> None:
+    wanted = recipe(small_set, tmp_path)
+    train_here(wanted, stop_before=6)
+    for step in checkpoint.steps_in(wanted.run_url):
+        flip(tensor_file(wanted.run_url, step))
+    with pytest.raises(LonghaulError, match=r"none of the 2 checkpoints in .* can be read"):
+        train_here(wanted)
+
+
+def test_the_best_and_the_newest_are_kept(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(
+        small_set,
+        tmp_path,
+        train__steps=24,
+        train__validation={"every": 4, "metric": "ndcg@10"},
+        train__keep_checkpoints=1,
+        # So high a rate unlearns: the best validation is not the last one.
+        train__optimizer={"lr": 0.3, "clip_norm": None},
+    )
+    train_here(wanted)
+    newest = checkpoint.load_newest(wanted.run_url, warn=pytest.fail)
+    assert newest is not None
+    best = newest.state.best
+    assert best is not None
+    assert best.step < 24
+    assert checkpoint.steps_in(wanted.run_url) == [best.step, 24]
+    kept = checkpoint.load_best(wanted.run_url, warn=pytest.fail)
+    assert kept.state.step == best.step
+    assert kept.state.validation is not None
+    assert kept.state.validation["ndcg@10"] == best.value
+    trained = load_trained(wanted.run_url, torch.device("cpu"), warn=pytest.fail)
+    assert trained.step == best.step
+    assert torch.equal(
+        trained.model.item_embedding.weight, kept.tensors["weight/item_embedding.weight"]
+    )
+
+
+def test_patience_ends_a_run(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(
+        small_set,
+        tmp_path,
+        train__steps=400,
+        train__validation={"every": 2, "metric": "hr@10", "patience": 3},
+        train__optimizer={"lr": 0.3, "clip_norm": None},
+    )
+    ended = train_here(wanted)
+    assert ended.state == "done"
+    assert ended.step < 400
+    assert ended.reason == "no better validation"
+    again = train_here(wanted)
+    assert (again.state, again.step) == ("done", ended.step)
+
+
+def test_the_writing_is_dealt_over_the_ranks(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(small_set, tmp_path, train__engine="deepspeed", train__zero_stage=2)
+    assert train_apart(wanted, tmp_path, workers=2).returncode == 0
+    names = [path.name for path in files_of(wanted.run_url, 12)]
+    assert names == [
+        "attempt-1-0-of-2.safetensors",
+        "attempt-1-1-of-2.safetensors",
+        "checkpoint.json",
+    ]
+    sizes = [path.stat().st_size for path in files_of(wanted.run_url, 12)[:2]]
+    assert max(sizes) < 2 * min(sizes)
+
+
+def test_an_unknown_schema_is_refused(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(small_set, tmp_path, train__steps=4)
+    train_here(wanted)
+    commit = Path(checkpoint.folder(wanted.run_url, 4), checkpoint.COMMIT)
+    commit.write_text(json.dumps({**json.loads(commit.read_text()), "schema_version": 9}))
+    with pytest.raises(LonghaulError, match="schema_version"):
+        checkpoint.load(wanted.run_url, 4)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(
+    small_set: Dataset, tmp_path: Path
+) -> None:
+    """The file size limit of the process stands in for the disk: writes fail in the middle."""
+    wanted = recipe(small_set, tmp_path, model__d=64)
+    script = (
+        "import resource, sys; from pipeline.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "sys.argv = ['longhaul', 'train', sys.argv[1]]; main()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(write(wanted, tmp_path))],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "cannot write" in errors[0]
+    assert "File too large" in errors[0]
+    assert "Traceback" not in ended.stderr
+    assert checkpoint.steps_in(wanted.run_url) == []
+    assert not list(Path(wanted.run_url).rglob("*.partial"))
+    # With room again the run goes on, here from the start.
+    assert train_here(wanted).state == "done"
