@@ -7,6 +7,7 @@ users share a member is decided in ``prepare``, where the bytes lie is in the in
 
 import hashlib
 import io
+import re
 import tarfile
 from dataclasses import dataclass
 
@@ -86,6 +87,28 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+# What numpy writes before the values of an array of plain numbers or fixed-width bytes in C order.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)"
+    rb"{'descr': '(?P<dtype>[<|][iuS]\d+)', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>[\d, ]*)\), } *\n",
+    re.DOTALL,
+)
+
+
+def _array(content: bytes) -> np.ndarray:
+    """The array of one ``.npy`` file of a member, as a view on ``content``.
+
+    Not np.load: it copies every array, and it parses the header with ``ast``, which raises
+    SystemError now and then when several threads do so at once (CPython issue 106905), as ours do.
+    """
+    header = _HEADER.match(content)
+    if header is None or header.end() != 10 + int.from_bytes(header["length"], "little"):
+        raise ValueError("an array has no header that prepare writes")
+    shape = [int(size) for size in header["shape"].split(b",") if size.strip()]
+    return np.frombuffer(content, header["dtype"].decode(), offset=header.end()).reshape(shape)
+
+
 def decode_member(content: bytes, where: str) -> Member:
     """The member whose slice of a shard is ``content``; ``where`` names it in errors.
 
@@ -99,13 +122,7 @@ def decode_member(content: bytes, where: str) -> Member:
                 file = archive.extractfile(entry)
                 assert file is not None, f"{entry.name} is no regular file"
                 field = entry.name.split(".", 1)[1].removesuffix(".npy")
-                # A view on the bytes just read: np.load would copy every array once more.
-                raw = io.BytesIO(file.read())
-                version = np.lib.format.read_magic(raw)
-                assert version == (1, 0), f"{entry.name} has npy version {version}"
-                shape, _, dtype = np.lib.format.read_array_header_1_0(raw)
-                values = np.frombuffer(raw.getbuffer(), dtype=dtype, offset=raw.tell())
-                arrays[field] = values.reshape(shape)
+                arrays[field] = _array(file.read())
         member = Member(**arrays)
         assert int(member.offsets[-1]) == len(member.items), "offsets do not end at the last item"
         assert member.splits.shape == (len(member), 4), "splits have the wrong shape"
