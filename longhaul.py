@@ -10,7 +10,7 @@ from pipeline.recommend import recommend
 from pipeline.stream.stream import Stream, StreamConfig
 from pipeline.train.loop import train
 from pipeline.train.trained import Trained, load_trained
-from pipeline.train.world import World, alone, torchrun
+from pipeline.world import World, alone, torchrun
 
 __all__ = [
     "Dataset",

@@ -32,7 +32,7 @@ from pipeline.prepare import PrepareOptions, prepare
 from pipeline.stream.segments import Window
 from pipeline.stream.stream import Stream, StreamConfig
 from pipeline.train.engine import TorchEngine
-from pipeline.train.world import World
+from pipeline.world import World
 
 LENGTH, ROWS = 200, 128
 

@@ -19,7 +19,7 @@ from pipeline.config import Recipe, parse_recipe
 from pipeline.errors import LonghaulError
 from pipeline.progress import Bar
 from pipeline.train.run import RunState, metrics_url, read_state, write_state
-from pipeline.train.world import World, pick_device
+from pipeline.world import World, pick_device
 
 # Asking costs a round trip of all workers (2.7 ms between two).
 _STEPS_BETWEEN_PREEMPTION_POLLS = 20

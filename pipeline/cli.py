@@ -127,7 +127,7 @@ def train(
     """
     from pipeline.config import load_recipe
     from pipeline.progress import bar
-    from pipeline.train.world import inside_torchrun
+    from pipeline.world import inside_torchrun
 
     loaded = load_recipe(recipe, overrides or [])
     launcher = loaded.placement.launcher
@@ -142,7 +142,8 @@ def train(
 
             stands = train_on_ray(loaded, progress)
         else:
-            from pipeline.train import loop, world
+            from pipeline import world
+            from pipeline.train import loop
 
             surroundings = world.torchrun if launcher == "torchrun" else world.alone
             with surroundings(loaded.placement.device, loaded.placement.threads) as here:
@@ -183,12 +184,12 @@ def evaluate(
     """
     import yaml
 
+    from pipeline import world
     from pipeline.evaluate import Protocol
     from pipeline.evaluate.of_run import evaluate_run
     from pipeline.manifest import open_dataset
     from pipeline.prepare.synth import Truth
     from pipeline.progress import bar
-    from pipeline.train import world
     from pipeline.train.run import load_config
     from pipeline.train.trained import load_trained
 
@@ -248,11 +249,10 @@ def recommend(
     import pyarrow.parquet as pq
 
     from pipeline import recommend as stage
-    from pipeline import storage
+    from pipeline import storage, world
     from pipeline.evaluate import ModelScorer
     from pipeline.manifest import open_dataset
     from pipeline.progress import bar
-    from pipeline.train import world
     from pipeline.train.run import load_config
     from pipeline.train.trained import load_trained
 

@@ -12,10 +12,10 @@ import torch
 from models.batch import PackedBatch
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.scores import DenseScores
-from pipeline.evaluate.world import World, agree, current_world, total
 from pipeline.manifest import Dataset
 from pipeline.member import TRAIN_END, Member
 from pipeline.prepare.options import PER_SECOND
+from pipeline.world import World, current_world
 
 _A_DAY = {unit: 86_400 * ticks for unit, ticks in PER_SECOND.items()}
 
@@ -96,7 +96,7 @@ def _count(
     counts = np.zeros(catalogue + 1, np.int64)
     for member in _share(dataset, world):
         counts += np.bincount(member.items[chosen(member)], minlength=catalogue + 1)
-    return PopularityScorer(total(world, counts))
+    return PopularityScorer(world.sum_integers(counts))
 
 
 def _newest(dataset: Dataset, world: World) -> int:
@@ -117,4 +117,4 @@ def _share(dataset: Dataset, world: World) -> Iterator[Member]:
             yield dataset.read(member)
     except LonghaulError as error:
         failure = error
-    agree(world, failure)
+    world.agree(failure)

@@ -14,8 +14,8 @@ from pipeline.evaluate.metrics import MetricSums
 from pipeline.evaluate.protocol import Protocol, Result
 from pipeline.evaluate.ranking import Ranks, rank_targets, top_k
 from pipeline.evaluate.scores import Scores, TableScores
-from pipeline.evaluate.world import World, agree, current_world
 from pipeline.manifest import Dataset
+from pipeline.world import World, current_world
 
 
 class Scorer(Interface):
@@ -139,7 +139,7 @@ def evaluate(
             failure = error
         for _ in range(longest - calls):
             scorer.score(NOBODY)
-    agree(world, failure)
+    world.agree(failure)
     tally.merge(world)
     if tally.against.users == 0:
         raise LonghaulError(

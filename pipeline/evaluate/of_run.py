@@ -15,7 +15,7 @@ from pipeline.evaluate.scores import DenseScores
 from pipeline.manifest import Dataset
 from pipeline.prepare.synth import Truth
 from pipeline.train.trained import Trained
-from pipeline.train.world import World
+from pipeline.world import World
 
 
 class Evaluation(BaseModel):

@@ -22,7 +22,7 @@ from pipeline.errors import LonghaulError
 from pipeline.manifest import File
 from pipeline.member import sha256
 from pipeline.train.engine import Engine
-from pipeline.train.world import World
+from pipeline.world import World
 
 COMMIT = "checkpoint.json"
 

@@ -18,7 +18,7 @@ from models import PackedBatch, SequentialModel
 from models.losses import FullSoftmax
 from pipeline.config import TrainConfig
 from pipeline.train.optimizer import build_optimizer
-from pipeline.train.world import World
+from pipeline.world import World
 
 # What is kept of every parameter; AdamW's step count is one number for all.
 KINDS = ("weight", "exp_avg", "exp_avg_sq")

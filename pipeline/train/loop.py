@@ -34,7 +34,7 @@ from pipeline.train.run import (
     write_state,
 )
 from pipeline.train.validation import validate
-from pipeline.train.world import World
+from pipeline.world import World
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Training:
         stop, failed = int(self.world.stop_wanted), int(problem is not None)
         sums = self.world.sum_integers(
             [mine.targets, mine.tokens, mine.segments, mine.digest, stop, failed]
-        )
+        ).tolist()
         if sums[5]:
             self.world.agree(problem)
         return mine, Plan(sums[0], sums[1], sums[2], sums[3] % DIGEST, sums[4] > 0)

@@ -4,7 +4,7 @@ from models import SequentialModel
 from pipeline.config import Recipe
 from pipeline.evaluate import ModelScorer, evaluate
 from pipeline.manifest import Dataset
-from pipeline.train.world import World
+from pipeline.world import World
 
 
 def validate(

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 import yaml
 
+from pipeline import world
 from pipeline.config import Recipe, parse_recipe
 from pipeline.manifest import Dataset
-from pipeline.train import checkpoint, loop, world
+from pipeline.train import checkpoint, loop
 from pipeline.train.run import RunState
-from pipeline.train.world import World
+from pipeline.world import World
 
 ROOT = Path(__file__).parents[2]
 

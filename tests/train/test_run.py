@@ -11,7 +11,7 @@ from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset
 from pipeline.train.optimizer import build_optimizer, learning_rate
 from pipeline.train.run import read_state
-from pipeline.train.world import World
+from pipeline.world import World
 from tests.conftest import prepare_histories, random_histories
 from tests.train.runs import (
     environment,

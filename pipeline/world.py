@@ -1,4 +1,4 @@
-"""What differs between a debugger, torchrun and Ray Train: who am I, and shall I stop."""
+"""What differs between a debugger, torchrun and Ray Train: who am I, who else, shall I stop."""
 
 import atexit
 import os
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -31,13 +32,12 @@ class World:
     def poll(self, step: int) -> None:
         """Ask the surroundings whether to stop; called by all ranks before the same step."""
 
-    def sum_integers(self, values: Sequence[int]) -> list[int]:
-        """Each value summed over the ranks, exactly (int64)."""
-        if self.world_size == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(total)
-        return [int(value) for value in total.tolist()]
+    def sum_integers(self, values: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Each of ``n`` values summed over the ranks, exactly: int64 ``[n]``."""
+        total = np.array(values, np.int64)
+        if self.world_size > 1:
+            dist.all_reduce(torch.from_numpy(total))
+        return total
 
     def sum_float(self, value: float) -> float:
         """A value summed over the ranks in float64."""
@@ -79,11 +79,19 @@ class World:
 
     def agree(self, error: BaseException | None) -> None:
         """Raise on all ranks where any of them failed, so that none waits for the others."""
-        told = [str(e) for e in self.gather(error if error is None else str(error)) if e]
+        told = self.gather(None if error is None else str(error))
         if error is not None:
             raise error
-        if told:
-            raise LonghaulError(f"another worker failed: {told[0]}")
+        for text in told:
+            if text is not None:
+                raise LonghaulError(text)
+
+
+def current_world() -> World:
+    """The default process group of ``torch.distributed``, or a world of one without it."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    return World(0, 1, torch.device("cpu"))
 
 
 def pick_device(wanted: str, local_rank: int) -> torch.device:
