@@ -6,6 +6,7 @@ and tells of a coming preemption; each restart finds the newest checkpoint by it
 """
 
 import os
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -45,12 +46,16 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
 
     placement = recipe.placement
     started_here = not ray.is_initialized()
+    own_cluster = started_here and not inside_cluster()
     if started_here:
-        address = "auto" if inside_cluster() else "local"
+        address = "local" if own_cluster else "auto"
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     use_gpu = placement.device == "cuda" or (
         placement.device == "auto" and ray.cluster_resources().get("GPU", 0) >= placement.workers
     )
+    threads = placement.threads or 1
+    need = {"CPU": placement.workers * threads} | ({"GPU": placement.workers} if use_gpu else {})
+    _check_resources(need, ray.cluster_resources(), own_cluster)
     before = read_state(recipe.run_url)
     fs, path = storage.filesystem(storage.join(recipe.run_url, "launch", "ray"))
     trainer = TorchTrainer(
@@ -59,7 +64,7 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": placement.threads or 1, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker={kind: all_ / placement.workers for kind, all_ in need.items()},
         ),
         run_config=RunConfig(
             # A name of its own each time: a known one would make Ray resume by its own registry.
@@ -87,6 +92,24 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
             write_state(recipe.run_url, failed)
         raise LonghaulError(f"run {recipe.name}: {reason}") from problem
     return stands
+
+
+def _check_resources(need: dict[str, int], have: dict[str, float], own_cluster: bool) -> None:
+    """Ray waits for resources without a word and without end: say so, or refuse what cannot come.
+
+    Raises LonghaulError where this machine is all there is and ``need`` is more than it has.
+    """
+    short = [
+        f"{count} {kind}s where there are {have.get(kind, 0):.0f}"
+        for kind, count in need.items()
+        if count > have.get(kind, 0)
+    ]
+    if not short:
+        return
+    told = f"the workers want {' and '.join(short)}"
+    if own_cluster:
+        raise LonghaulError(f"{told}: lower placement.workers or placement.threads on this machine")
+    print(f"warning: {told}; waiting for nodes to join the Ray cluster", file=sys.stderr)
 
 
 class _RayWorld(World):

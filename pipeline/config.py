@@ -110,7 +110,9 @@ class TrainConfig(_Part):
 class PlacementConfig(_Part):
     """Where the run runs. Nothing here changes what it computes."""
 
-    workers: int = Field(1, ge=1, description="training processes; at most data.lanes")
+    workers: int = Field(
+        1, ge=1, description="training processes that Ray starts; at most data.lanes"
+    )
     launcher: Literal["auto", "alone", "torchrun", "ray"] = Field(
         "auto",
         description="auto: torchrun inside torchrun, ray for several workers or inside a Ray "
@@ -157,6 +159,18 @@ class Recipe(_Part):
     )
     tracking: TrackingConfig = TrackingConfig()
     placement: PlacementConfig = PlacementConfig()
+
+    @model_validator(mode="after")
+    def _workers_have_lanes(self) -> "Recipe":
+        workers, lanes = self.placement.workers, self.data.lanes
+        if workers > lanes:
+            raise ValueError(
+                f"placement.workers {workers} exceeds data.lanes {lanes}: set data.lanes to the "
+                "most workers the run may ever have (it fixes what a step computes)"
+            )
+        if workers > 1 and self.placement.launcher == "alone":
+            raise ValueError(f"placement.launcher alone is one worker, not {workers}")
+        return self
 
     @model_validator(mode="after")
     def _positions_suffice(self) -> "Recipe":

@@ -52,6 +52,8 @@ def test_every_recipe_of_the_project_is_valid(file: Path) -> None:
         ("train.zero_stage=0", "train: zero_stage 0 with precision bf16 does not exist"),
         ("data.window.length=9000", "data: window.length 9000 does not fit lane_tokens 4096"),
         ("data.window=none", "data.window: Input should be"),
+        ("placement.workers=99", "placement.workers 99 exceeds data.lanes 2: set data.lanes"),
+        ("placement.launcher=alone", "placement.launcher alone is one worker, not 2"),
         ("nonsense", "override 'nonsense' is not of the form key=value"),
         ("name.x=1", "override name.x: name is a value, it has no keys below it"),
     ],

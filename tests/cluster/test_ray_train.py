@@ -121,6 +121,30 @@ def test_ray_job_submit_finds_the_cluster(
     assert (state.state, state.step) == ("done", 12)
 
 
+def test_more_workers_than_the_machine_has_cores_are_refused(
+    small_set: Dataset, tmp_path: Path
+) -> None:
+    """Ray itself would wait for a node that never comes."""
+    wide = recipe(
+        small_set,
+        tmp_path,
+        data__lanes=1000,
+        placement={"workers": 1000, "launcher": "ray"},
+    )
+    said = subprocess.run(
+        command(write(wide, tmp_path)),
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert said.returncode == 1
+    assert "error: the workers want 1000 CPUs where there are" in said.stderr
+    assert "lower placement.workers" in said.stderr
+    assert not Path(wide.run_url).exists()
+
+
 def test_a_permanent_error_ends_the_run_without_retries(small_set: Dataset, tmp_path: Path) -> None:
     shard_less = on_ray(
         small_set, tmp_path, "wrong", data__path=str(tmp_path / "nothing"), train__steps=4
