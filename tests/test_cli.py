@@ -103,6 +103,19 @@ def test_training_without_data_is_one_line(small_set: Dataset, tmp_path: Path) -
     assert f"error: no data set at {tmp_path / 'nothing'}: manifest.json is missing" in said.stderr
 
 
+def test_leaving_runs_exit_functions_and_keeps_the_exit_code(tmp_path: Path) -> None:
+    script = "import atexit; from pipeline.cli import main; atexit.register(print, 'bye'); main()"
+    said = subprocess.run(
+        [sys.executable, "-c", script, "report", "nowhere", "--output", "page"],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (said.returncode, said.stdout) == (1, "bye\n")
+    assert said.stderr.startswith("error: no run at")
+
+
 def test_a_foreign_package_called_models_is_told(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 from pipeline.manifest import Dataset
@@ -37,6 +38,7 @@ def test_offline_runs_log_what_the_file_holds(
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     wanted = recipe(small_set, tmp_path, "tracked", tracking={"wandb": "offline"})
     train_here(wanted)
+    wandb.teardown()  # the service writes its log out when it ends; until then it may lag behind
     file = next(tmp_path.glob("wandb/offline-run-*-tracked/*.wandb"))
     logged = [
         {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in r.history.item}

@@ -40,7 +40,7 @@ def test_placement_and_logging_may_change(small_set: Dataset, tmp_path: Path) ->
         tmp_path,
         train__log_every=2,
         train__checkpoint_every=3,
-        placement={"workers": 2, "launcher": "alone"},
+        placement={"workers": 2, "max_failures": 0},
     )
     assert train_here(other).state == "done"
 
@@ -117,8 +117,8 @@ def test_alone_imports_no_ray(small_set: Dataset, tmp_path: Path) -> None:
     wanted = recipe(small_set, tmp_path, train__engine="deepspeed", train__steps=2)
     script = (
         "import sys; from pipeline import cli; sys.argv = ['longhaul', 'train', sys.argv[1]]\n"
-        "try: cli.main()\n"
-        "finally: assert 'deepspeed' in sys.modules; assert 'ray' not in sys.modules\n"
+        "assert cli.run_command() == 0\n"
+        "assert 'deepspeed' in sys.modules; assert 'ray' not in sys.modules\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", script, str(write(wanted, tmp_path))],
