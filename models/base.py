@@ -1,11 +1,13 @@
 """What every model offers: encode a packed batch, or take one event at a time."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from models.batch import PackedBatch
 
@@ -20,26 +22,41 @@ class ModelConfig(BaseModel):
 
     name: str
     d: int = Field(64, ge=1, description="width of item vectors and hidden states")
+    activation_checkpointing: bool = Field(
+        False, description="keep only the inputs of blocks and compute the rest again: less memory"
+    )
+
+    @property
+    def causal(self) -> bool:
+        """Whether a hidden state knows nothing of later items."""
+        return True
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What the model may be trained for without seeing its own answer."""
+        return ("next_item", "last_item") if self.causal else ("cloze", "last_item")
 
 
 class SequentialModel(nn.Module):
     """Hidden states from histories, scored against the item table.
 
-    objectives: what the model may be trained for without seeing its own answer.
     max_history: events ``step`` can take before the state is full; None where there is no limit.
     """
 
-    objectives: ClassVar[tuple[str, ...]] = ("next_item",)
+    config: ModelConfig
     max_history: int | None = None
     item_embedding: nn.Embedding
 
     @abstractmethod
     def encode(self, batch: PackedBatch) -> torch.Tensor:
-        """Hidden states ``[T, d]``: position ``t`` knows its segment's items up to ``t``."""
+        """Hidden states ``[T, d]``.
+
+        Position ``t`` knows its segment's items up to ``t``; where the model is not causal, all.
+        """
 
     @abstractmethod
     def init_state(self, n: int) -> State:
-        """The state of ``n`` users without history."""
+        """The state of ``n`` users without history. ValueError where the model is not causal."""
 
     @abstractmethod
     def step(self, items: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
@@ -49,12 +66,60 @@ class SequentialModel(nn.Module):
         past ``max_history``.
         """
 
+    def run_block(self, block: Callable[..., Any], *inputs: Any) -> Any:
+        """``block(*inputs)``; with activation checkpointing nothing inside it is kept."""
+        if self.config.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    @staticmethod
+    def number_states(states: Iterable[State]) -> State:
+        """The states of several blocks as one, each key as ``BLOCK.KEY``."""
+        return {
+            f"{number}.{key}": value
+            for number, state in enumerate(states)
+            for key, value in state.items()
+        }
+
+    @staticmethod
+    def step_blocks(
+        blocks: Iterable[Any], x: torch.Tensor, state: State
+    ) -> tuple[torch.Tensor, State]:
+        """One event through blocks that each ``step(x, state)`` on their part of the state."""
+        new: State = {}
+        for number, block in enumerate(blocks):
+            own = f"{number}."
+            part = {k.removeprefix(own): v for k, v in state.items() if k.startswith(own)}
+            x, part = block.step(x, part)
+            new |= {own + key: value for key, value in part.items()}
+        return x, new
+
+    def check_causal(self) -> None:
+        """ValueError where a new event changes what is known of all the others."""
+        if not self.config.causal:
+            raise ValueError(
+                f"{self.config.name} looks both ways here, so it has no state that one event "
+                "could extend: encode the history"
+            )
+
+    def check_length(self, batch: PackedBatch) -> None:
+        """ValueError for a segment longer than ``max_history``."""
+        longest = int(batch.offsets.diff().max()) if len(batch.offsets) > 1 else 0
+        if self.max_history is not None and longest > self.max_history:
+            raise ValueError(
+                f"a segment of {longest} tokens exceeds model.max_history {self.max_history}"
+            )
+
     def item_scores(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Table ``[V + 1, d]`` and bias ``[V + 1]`` or None.
 
         Scores are ``hidden @ table.T + bias``. Row 0 is the empty history; it is never a candidate.
         """
         return self.item_embedding.weight, None
+
+    def mixing_flops(self, length: int) -> int:
+        """Of ``encode``, a token of a history of ``length``, beside the linear maps."""
+        return 0
 
     def undecayed(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone: biases and norms."""
@@ -65,6 +130,23 @@ class SequentialModel(nn.Module):
         return {}
 
 
+def check_room(taken: torch.Tensor, room: int) -> None:
+    """ValueError where one of the states, which hold ``taken`` ``[n]`` events, is full."""
+    if int(taken.max()) >= room:
+        raise ValueError(
+            f"the state holds model.max_history {room} events already: re-encode the newest window"
+        )
+
+
 def truncated_normal_(tensor: torch.Tensor, **_: Any) -> torch.Tensor:
     """Fill with N(0, 0.02^2) cut at two standard deviations (LRURec section 1.6)."""
     return nn.init.trunc_normal_(tensor, std=0.02, a=-0.04, b=0.04)
+
+
+def initialise(model: nn.Module) -> None:
+    """BERT's start: weights and embeddings as ``truncated_normal_``, biases of linear maps zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            truncated_normal_(module.weight.data)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias.data)

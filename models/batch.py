@@ -29,6 +29,11 @@ class PackedBatch:
         first[self.offsets[:-1][self.offsets[:-1] < self.offsets[1:]]] = True
         return first
 
+    def positions(self) -> torch.Tensor:
+        """int64 ``[T]``: the place of each token in its segment, from 0."""
+        place = torch.arange(len(self.items), device=self.items.device)
+        return place - torch.repeat_interleave(self.offsets[:-1], self.offsets.diff())
+
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The batch on another device."""
         return PackedBatch(*(t.to(device) for t in (self.items, self.offsets, self.targets)))

@@ -16,23 +16,22 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from models.base import ModelConfig, SequentialModel, State, truncated_normal_
+from models.base import State, truncated_normal_
 from models.batch import PackedBatch
-from models.ops import bias_gelu_dropout, diagonal_recurrence, dropout_add_norm, linear
+from models.ops import diagonal_recurrence, dropout_add_norm, linear
+from models.post_norm import Mixer, PostNormConfig, PostNormModel
 
 
-class LRURecConfig(ModelConfig):
+class LRURecConfig(PostNormConfig):
     """Defaults are the published ones."""
 
     name: Literal["lrurec"] = "lrurec"
-    blocks: int = Field(2, ge=1, description="pairs of recurrent and feed-forward layers")
-    dropout: float = Field(0.2, ge=0, lt=1, description="after embedding and in feed-forward")
     recurrence_dropout: float = Field(0.2, ge=0, lt=1, description="after the recurrent layer")
     r_min: float = Field(0.8, gt=0, lt=1, description="initial eigenvalues lie outside this radius")
     r_max: float = Field(0.99, gt=0, lt=1, description="and inside this one")
 
 
-class LRULayer(nn.Module):
+class LRULayer(Mixer):
     """x -> LayerNorm(x + dropout(Re(C h) + c)), h_t = lambda h_{t-1} + gamma (B x_t + b).
 
     The H = 2d complex channels are stored as ``2H`` real ones, real parts first.
@@ -71,16 +70,26 @@ class LRULayer(nn.Module):
             y, x, self.norm.weight, self.norm.bias, self.dropout, self.training, self.norm.eps
         )
 
-    def forward(self, x: torch.Tensor, reset: torch.Tensor) -> torch.Tensor:
-        """x ``[T, d]``, reset bool ``[T]`` -> ``[T, d]``."""
+    def forward(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """``[T, d]`` -> ``[T, d]``."""
+        reset = batch.starts()
+        reset[1:] |= batch.items[:-1] == 0
         return self._read(x, diagonal_recurrence(self._drive(x), self.eigenvalues(), reset))
 
-    def step(self, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One event of ``n`` users: x ``[n, d]``, h ``[n, 2H]`` -> output ``[n, d]``, new h."""
-        re, im = h.chunk(2, dim=1)
-        a, b = self.eigenvalues().to(h.dtype)
+    def flops(self, length: int) -> int:
+        """A complex multiplication and addition a channel, of ``2d``."""
+        return 8 * self.in_proj.out_features // 2
+
+    def init_state(self, n: int) -> State:
+        """Complex states as reals: ``h`` ``[n, 4d]``."""
+        return {"h": self.in_proj.weight.new_zeros(n, self.in_proj.out_features)}
+
+    def step(self, x: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """One event of ``n`` users: ``[n, d]`` -> ``[n, d]``, the new state."""
+        re, im = state["h"].chunk(2, dim=1)
+        a, b = self.eigenvalues().to(re.dtype)
         h = self._drive(x) + torch.cat([a * re - b * im, a * im + b * re], dim=1)
-        return self._read(x, h), h
+        return self._read(x, h), {"h": h}
 
 
 def _full_precision(parameter: torch.Tensor) -> torch.Tensor:
@@ -88,86 +97,28 @@ def _full_precision(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
-class FeedForward(nn.Module):
-    """x -> LayerNorm(x + dropout(W2 dropout(GELU(W1 x + b1)) + b2)), four times as wide inside."""
-
-    def __init__(self, config: LRURecConfig) -> None:
-        super().__init__()
-        self.dropout = config.dropout
-        self.wide = nn.Linear(config.d, 4 * config.d)
-        self.narrow = nn.Linear(4 * config.d, config.d)
-        self.norm = nn.LayerNorm(config.d)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``[T, d]`` -> ``[T, d]``."""
-        z = bias_gelu_dropout(
-            linear(x, self.wide.weight), self.wide.bias, self.dropout, self.training
-        )
-        z = linear(z, self.narrow.weight, self.narrow.bias)
-        return dropout_add_norm(
-            z, x, self.norm.weight, self.norm.bias, self.dropout, self.training, self.norm.eps
-        )
-
-
-class LRURec(SequentialModel):
+class LRURec(PostNormModel):
     """Embedding, blocks of (recurrent layer, feed-forward layer), tied output with a bias."""
 
+    config: LRURecConfig
+
     def __init__(self, config: LRURecConfig, catalogue_size: int) -> None:
-        super().__init__()
-        self.config = config
-        self.item_embedding = nn.Embedding(catalogue_size + 1, config.d)
-        self.item_bias = nn.Parameter(torch.empty(catalogue_size + 1))
-        self.embedding_norm = nn.LayerNorm(config.d)
-        self.recurrent = nn.ModuleList(LRULayer(config) for _ in range(config.blocks))
-        self.feed_forward = nn.ModuleList(FeedForward(config) for _ in range(config.blocks))
+        super().__init__(config, catalogue_size, [LRULayer(config) for _ in range(config.blocks)])
         for name, parameter in self.named_parameters():
             if "norm" not in name and "ring" not in name:
                 truncated_normal_(parameter.data)
 
-    def _blocks(self) -> list[tuple[LRULayer, FeedForward]]:
-        return list(zip(self.recurrent, self.feed_forward, strict=True))  # type: ignore[arg-type]
-
-    def _embed(self, items: torch.Tensor) -> torch.Tensor:
-        norm = self.embedding_norm
-        x = self.item_embedding(items)
-        return dropout_add_norm(
-            x, None, norm.weight, norm.bias, self.config.dropout, self.training, norm.eps
-        )
-
-    def encode(self, batch: PackedBatch) -> torch.Tensor:
-        """Hidden states ``[T, d]``."""
-        reset = batch.starts()
-        reset[1:] |= batch.items[:-1] == 0
-        x = self._embed(batch.items)
-        for recurrent, feed_forward in self._blocks():
-            x = feed_forward(recurrent(x, reset))
-        return x
-
-    def init_state(self, n: int) -> State:
-        """Complex states of every layer as reals: ``h`` ``[n, blocks, 4d]``."""
-        weight = self.item_embedding.weight
-        return {"h": weight.new_zeros(n, self.config.blocks, 4 * self.config.d)}
-
     def step(self, items: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         """One event of ``n`` users; O(d^2) each, whatever came before."""
-        x = self._embed(items)
-        states = []
-        for layer, (recurrent, feed_forward) in enumerate(self._blocks()):
-            x, h = recurrent.step(x, state["h"][:, layer])
-            x = feed_forward(x)
-            states.append(h)
+        x, state = super().step(items, state)
         # Nothing carries over from the empty history.
-        kept = torch.stack(states, dim=1) * (items != 0)[:, None, None]
-        return x, {"h": kept}
-
-    def item_scores(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Table and bias; no temperature."""
-        return self.item_embedding.weight, self.item_bias
+        return x, {key: h * (items != 0)[:, None] for key, h in state.items()}
 
     def diagnostics(self) -> dict[str, float]:
         """Mean modulus of lambda in each block: about .9 at first, training pulls it down."""
         told = {}
-        for block, (layer, _) in enumerate(self._blocks()):
+        for block, layer in enumerate(self.mixers):
+            assert isinstance(layer, LRULayer)
             nu = layer.ring[0].detach().float().exp()
             told[f"lambda_modulus/block_{block}"] = float(torch.exp(-nu).mean())
         return told

@@ -1,11 +1,21 @@
 """Models by name. A new model is one file and one line here."""
 
 from models.base import ModelConfig, SequentialModel
+from models.bert4rec import BERT4Rec, BERT4RecConfig
+from models.control import Control, ControlConfig
+from models.elastic import Elastic, ElasticConfig
+from models.hydrarec import HydraRec, HydraRecConfig
 from models.lrurec import LRURec, LRURecConfig
+from models.recgrela import RecGRELA, RecGRELAConfig
 from models.sasrec import SASRec, SASRecConfig
 
 _MODELS: dict[str, tuple[type[ModelConfig], type[SequentialModel]]] = {
+    "bert4rec": (BERT4RecConfig, BERT4Rec),
+    "control": (ControlConfig, Control),
+    "elastic": (ElasticConfig, Elastic),
+    "hydrarec": (HydraRecConfig, HydraRec),
     "lrurec": (LRURecConfig, LRURec),
+    "recgrela": (RecGRELAConfig, RecGRELA),
     "sasrec": (SASRecConfig, SASRec),
 }
 

@@ -14,9 +14,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from models.base import ModelConfig, SequentialModel, State
+from models.attention import attend_to_kept, room_for_keys
+from models.base import ModelConfig, SequentialModel, State, check_room
 from models.batch import PackedBatch
-from models.ops import causal_attention, dropout, dropout_add_norm, linear
+from models.ops import attention, dropout, dropout_add_norm, linear
 
 
 class SASRecConfig(ModelConfig):
@@ -64,14 +65,26 @@ class SASRecBlock(nn.Module):
         out: torch.Tensor = x + dropout(z, self.dropout, self.training)
         return out
 
-    def forward(self, x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """``[T, d]`` -> ``[T, d]``."""
         normed, q, k, v = self.project(x)
-        return self.finish(normed, causal_attention(q, k, v, offsets))
+        return self.finish(normed, attention(q, k, v, batch.offsets))
+
+    def init_state(self, n: int, room: int) -> State:
+        """See ``models.attention.attend_to_kept``."""
+        return room_for_keys(self.query.weight, n, room)
+
+    def step(self, x: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """One event of ``n`` users: ``[n, d]`` -> ``[n, d]``, the new state."""
+        normed, q, k, v = self.project(x)
+        attended, state = attend_to_kept(q, k, v, state)
+        return self.finish(normed, attended), state
 
 
 class SASRec(SequentialModel):
     """Item and position embeddings, attention blocks, a last norm, tied output."""
+
+    config: SASRecConfig
 
     def __init__(self, config: SASRecConfig, catalogue_size: int) -> None:
         super().__init__()
@@ -93,54 +106,27 @@ class SASRec(SequentialModel):
 
     def encode(self, batch: PackedBatch) -> torch.Tensor:
         """Hidden states ``[T, d]``. Raises ValueError for a segment beyond ``max_history``."""
-        lengths = batch.offsets.diff()
-        positions = torch.arange(len(batch.items), device=batch.items.device)
-        positions = positions - torch.repeat_interleave(batch.offsets[:-1], lengths)
-        longest = int(lengths.max()) if len(lengths) else 0
-        if longest > self.config.max_history:
-            raise ValueError(
-                f"a segment of {longest} tokens exceeds model.max_history {self.config.max_history}"
-            )
-        x = self._embed(batch.items, positions)
+        self.check_length(batch)
+        x = self._embed(batch.items, batch.positions())
         for block in self.blocks:
-            x = block(x, batch.offsets)
+            x = self.run_block(block, x, batch)
         normed: torch.Tensor = self.last_norm(x)
         return normed
 
+    def mixing_flops(self, length: int) -> int:
+        """Two products with half of the keys on average, in every block."""
+        return 2 * length * self.config.d * self.config.blocks
+
     def init_state(self, n: int) -> State:
-        """Keys and values ``[n, blocks, max_history, d]``, events taken ``length`` ``[n]``."""
-        weight = self.item_embedding.weight
-        shape = (n, self.config.blocks, self.config.max_history, self.config.d)
-        return {
-            "keys": weight.new_zeros(shape),
-            "values": weight.new_zeros(shape),
-            "length": torch.zeros(n, dtype=torch.int64, device=weight.device),
-        }
+        """Keys and values of each block ``[n, max_history, d]`` and how many are kept ``[n]``."""
+        room = self.config.max_history
+        blocks: list[SASRecBlock] = list(self.blocks)  # type: ignore[arg-type]
+        return self.number_states(block.init_state(n, room) for block in blocks)
 
     def step(self, items: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         """One event of ``n`` users, attending to the keys and values kept of the others."""
-        length = state["length"]
-        if int(length.max()) >= self.config.max_history:
-            raise ValueError(
-                f"the state holds model.max_history {self.config.max_history} events already: "
-                "re-encode the newest window"
-            )
-        n, users = len(items), torch.arange(len(items), device=items.device)
-        keys, values = state["keys"].clone(), state["values"].clone()
-        seen = torch.arange(self.config.max_history, device=items.device) <= length[:, None]
-        x = self._embed(items, length)
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, SASRecBlock)
-            normed, q, k, v = block.project(x)
-            keys[users, layer, length] = k.flatten(1)
-            values[users, layer, length] = v.flatten(1)
-            kept_k, kept_v = (
-                t[:, layer].unflatten(2, (self.config.heads, -1)).transpose(1, 2)
-                for t in (keys, values)
-            )
-            attended = nn.functional.scaled_dot_product_attention(
-                q[:, :, None], kept_k, kept_v, attn_mask=seen[:, None, None, :]
-            )
-            x = block.finish(normed, attended.reshape(n, self.config.heads, -1))
-        normed_x: torch.Tensor = self.last_norm(x)
-        return normed_x, {"keys": keys, "values": values, "length": length + 1}
+        taken = state["0.taken"]
+        check_room(taken, self.config.max_history)
+        x, state = self.step_blocks(self.blocks, self._embed(items, taken), state)
+        normed: torch.Tensor = self.last_norm(x)
+        return normed, state

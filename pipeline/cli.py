@@ -252,7 +252,6 @@ def recommend(
 
     from pipeline import recommend as stage
     from pipeline import storage, world
-    from pipeline.evaluate import ModelScorer
     from pipeline.manifest import open_dataset
     from pipeline.progress import bar
     from pipeline.train.run import load_config
@@ -263,7 +262,7 @@ def recommend(
         trained = load_trained(run, here.device, _warn)
         count = stage.recommend(
             open_dataset(data or trained.recipe.data.path),
-            ModelScorer(trained.model),
+            trained.scorer(),
             storage.absolute(output),
             k=k,
             max_history=trained.recipe.evaluation.max_history,
@@ -319,6 +318,31 @@ def config(
     from pipeline.config import load_recipe
 
     typer.echo(load_recipe(recipe, overrides or []).to_yaml(), nl=False)
+
+
+@app.command()
+def models(
+    items: Annotated[int, typer.Option(min=1, help="Size of the catalogue.")] = 1_000_000,
+    length: Annotated[int, typer.Option(min=1, help="Length of a history.")] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """List the models at every size: parameters, state of a user, work of a token.
+
+    [bold]longhaul models --items 3416 --length 50[/bold]
+
+    A recipe takes a size as [bold]model: {name: lrurec, size: large}[/bold].
+    """
+    from models.sizes import profiles
+
+    found = profiles(items, length)
+    if as_json:
+        print_json([profile.as_document() for profile in found])
+        return
+    from rich.console import Console
+
+    from pipeline.report import table_of_models
+
+    Console().print(table_of_models(found, items))
 
 
 def _pair(text: str) -> tuple[str, str]:

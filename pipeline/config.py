@@ -24,10 +24,11 @@ from pydantic import (
 )
 
 import models
-from models import ModelConfig
+from models import ModelConfig, sizes
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.evaluate import Protocol
+from pipeline.stream.objective import Objective
 from pipeline.stream.stream import StreamConfig
 from pipeline.tracking import TrackingConfig
 
@@ -76,7 +77,8 @@ class TrainConfig(_Part):
     """What is optimised, how exactly, for how long."""
 
     steps: int = Field(ge=1, description="optimizer steps at most")
-    seed: int = Field(0, ge=0, description="of weights, order, dropout and negatives")
+    seed: int = Field(0, ge=0, description="of weights, order, masks, dropout and negatives")
+    objective: Objective = Objective()
     engine: Literal["deepspeed", "torch"] = Field(
         "deepspeed", description="torch: plain replicas, for debugging and single devices"
     )
@@ -139,6 +141,12 @@ def _model_config(value: Any) -> Any:
         raise ValueError(
             f"no model is called {value['name']!r}{_nearest(value['name'], models.names())}"
         )
+    value = dict(value)
+    size = value.pop("size", None)
+    if size is not None:  # settings by another name: what is written out beside it wins
+        if size not in sizes.NAMES:
+            raise ValueError(f"no size is called {size!r}{_nearest(str(size), sizes.NAMES)}")
+        value = sizes.settings(value["name"], size) | value
     return models.config_of(value["name"]).model_validate(value)
 
 
@@ -173,15 +181,32 @@ class Recipe(_Part):
         return self
 
     @model_validator(mode="after")
+    def _objective_suits(self) -> "Recipe":
+        name, allowed = self.train.objective.name, self.model.objectives
+        if name not in allowed:
+            why = "would see its answers" if name == "next_item" else "sees no later items"
+            raise ValueError(
+                f"train.objective {name} does not suit model {self.model.name}, which here {why}; "
+                f"it can be trained for: {', '.join(allowed)}"
+            )
+        if name == "cloze" and not self.data.window.bos:
+            raise ValueError(
+                "train.objective cloze needs data.window.bos true: it trains a user's first event"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _positions_suffice(self) -> "Recipe":
         limit = getattr(self.model, "max_history", None)
         if limit is not None:
-            for key, length in (
-                ("data.window.length", self.data.window.length),
-                ("evaluation.max_history", self.evaluation.max_history),
+            gap = int(self.train.objective.masks)
+            for key, length, tokens in (
+                ("data.window.length", self.data.window.length, 0),
+                ("evaluation.max_history", self.evaluation.max_history, gap),
             ):
-                if length > limit:
-                    raise ValueError(f"{key} {length} exceeds model.max_history {limit}")
+                if length + tokens > limit:
+                    asked = f"{key} {length}{' and the item asked for' if tokens else ''}"
+                    raise ValueError(f"{asked} exceeds model.max_history {limit}")
         return self
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import rich.box
 from rich.table import Table
 
+from models.sizes import Profile
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.of_run import Evaluation, evaluations_in
@@ -33,6 +34,41 @@ def table_of(evaluations: list[Evaluation]) -> Table:
         f"input: newest {protocol.max_history}"
     )
     return table
+
+
+def table_of_models(profiles: list[Profile], items: int) -> Table:
+    """Models and sizes side by side, for a terminal."""
+    table = Table(box=rich.box.SIMPLE_HEAD)
+    table.add_column("model")
+    for name in ("size", "d", "blocks", "trunk", "and table", "state", "MFLOP"):
+        table.add_column(name, justify="right")
+    for number, profile in enumerate(profiles):
+        first = number == 0 or profiles[number - 1].model != profile.model
+        state = profile.state_bytes
+        table.add_row(
+            profile.model if first else "",
+            profile.size,
+            str(profile.settings.d),
+            str(profile.settings.model_dump()["blocks"]),
+            _short(profile.trunk),
+            _short(profile.parameters),
+            "-" if state is None else f"{_short(state)}B",
+            f"{profile.flops / 1e6:,.2f}",
+        )
+    table.caption = (
+        f"table of {items:,} items; state of a user in fp32, - where it is encoded anew; work of a "
+        f"token in the trunk, forward, in a history of {profiles[0].length:,} events"
+    )
+    return table
+
+
+def _short(number: float) -> str:
+    """A count in three figures: 12.3k, 45.6M, 1.2G."""
+    for unit in ("", "k", "M"):
+        if number < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}G"
 
 
 def _names(evaluations: list[Evaluation]) -> list[str]:

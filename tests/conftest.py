@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from pipeline.manifest import Dataset, open_dataset
@@ -14,6 +15,10 @@ from pipeline.prepare import PrepareOptions, prepare
 # A busy machine is no defect: speed is for benchmarks.
 settings.register_profile("longhaul", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("longhaul")
+
+# Read when Triton is first imported, by whomever: its kernels then run without a GPU.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 REAL_DATA = Path(
     os.environ.get("LONGHAUL_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")

@@ -54,6 +54,11 @@ def test_every_recipe_of_the_project_is_valid(file: Path) -> None:
         ("data.window=none", "data.window: Input should be"),
         ("placement.workers=99", "placement.workers 99 exceeds data.lanes 2: set data.lanes"),
         ("placement.launcher=alone", "placement.launcher alone is one worker, not 2"),
+        ("train.objective.name=last", "train.objective.name: Input should be 'next_item', 'cloze'"),
+        (
+            "train.objective={name: cloze, mask_probability: 0.2}",
+            "cloze does not suit model lrurec",
+        ),
         ("nonsense", "override 'nonsense' is not of the form key=value"),
         ("name.x=1", "override name.x: name is a value, it has no keys below it"),
     ],

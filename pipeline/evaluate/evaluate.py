@@ -40,17 +40,33 @@ class Model(Interface):
 
 
 class ModelScorer:
-    """Scores of a model as it is now: asks for the item table once, when it is made."""
+    """Scores of a model as it is now: asks for the item table once, when it is made.
 
-    def __init__(self, model: Model) -> None:
+    masks: whether the model was trained to fill gaps: then token 0 stands for the next item, at the
+    end of the history, and its hidden state is the one that counts.
+    """
+
+    def __init__(self, model: Model, masks: bool = False) -> None:
         self._model = model
+        self._masks = masks
         self._table, self._bias = model.item_scores()
 
     def score(self, batch: PackedBatch) -> TableScores:
         """See ``Scorer``."""
-        batch = batch.to(self._table.device)
+        batch = (_with_gap(batch) if self._masks else batch).to(self._table.device)
         hidden = self._model.encode(batch)
         return TableScores(hidden[batch.offsets[1:] - 1].float(), self._table, self._bias)
+
+
+def _with_gap(batch: PackedBatch) -> PackedBatch:
+    """Token 0 after the last event of every segment."""
+    segments = len(batch.offsets) - 1
+    offsets = batch.offsets + torch.arange(segments + 1)
+    events = torch.ones(int(offsets[-1]), dtype=torch.bool)
+    events[offsets[1:] - 1] = False
+    items = torch.zeros(len(events), dtype=torch.int64)
+    items[events] = batch.items
+    return PackedBatch(items, offsets, torch.zeros_like(items))
 
 
 class _Tally:

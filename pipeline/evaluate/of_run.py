@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from models.batch import PackedBatch
 from pipeline import storage
 from pipeline.evaluate.baselines import popularity, recent_popularity
-from pipeline.evaluate.evaluate import ModelScorer, Scorer, evaluate
+from pipeline.evaluate.evaluate import Scorer, evaluate
 from pipeline.evaluate.protocol import Protocol, Result
 from pipeline.evaluate.scores import DenseScores
 from pipeline.manifest import Dataset
@@ -69,7 +69,7 @@ def evaluate_run(
     Each evaluation is written to the run's folder when it is complete.
     """
     scorers: list[tuple[str, int | None, Callable[[], Scorer]]] = [
-        (trained.recipe.model.name, trained.step, lambda: ModelScorer(trained.model))
+        (trained.recipe.model.name, trained.step, trained.scorer)
     ]
     if baselines:
         scorers.append(("popularity", None, lambda: popularity(dataset, world)))

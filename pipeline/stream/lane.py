@@ -1,7 +1,7 @@
 """One lane: segments in their order, filled into packed micro-batches of a fixed token budget."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class Fill:
     """One micro-batch before it becomes tensors.
 
     items, targets: i64 ``[T]``; offsets: i64 ``[S + 1]``;
-    identity: u64 ``[S]``, a hash of (member, user, start) that names each segment of an epoch.
+    identity: u64 ``[S]``, a hash of (member, user, stop) that names each segment of an epoch.
     """
 
     items: np.ndarray
@@ -36,6 +36,10 @@ class Fill:
     def segments(self) -> int:
         """Segments trained, dead ones not counted."""
         return len(self.identity)
+
+    def asking(self, items: np.ndarray, targets: np.ndarray) -> "Fill":
+        """The same segments with other inputs and targets."""
+        return replace(self, items=items, targets=targets)
 
 
 def empty_fill() -> Fill:
@@ -143,7 +147,7 @@ def _permuted(members: np.ndarray, read: list[Member], window: Window, seed: int
 def _identity(member: int, cuts: Segments) -> np.ndarray:
     named = mix(np.full(len(cuts), member, dtype=np.uint64))
     named = mix(named ^ cuts.user.astype(np.uint64))
-    return mix(named ^ cuts.start.astype(np.uint64))
+    return mix(named ^ cuts.stop.astype(np.uint64))
 
 
 def _pack(parts: list[tuple[_Group, int, int]]) -> Fill:

@@ -12,10 +12,11 @@ class Window(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rule: Literal["tiles", "last", "lrurec"] = Field(
+    rule: Literal["tiles", "last", "prefixes", "lrurec"] = Field(
         "tiles",
         description="tiles: every target once an epoch, cut from the end; last: the newest only; "
-        "lrurec: the published LRURec windows, which drop the head of long histories",
+        "prefixes: a segment for every target, with all that came before it (for objective "
+        "last_item); lrurec: the published LRURec windows, which drop the head of long histories",
     )
     length: int = Field(200, ge=1, description="targets a segment holds at most")
     bos: bool = Field(
@@ -59,12 +60,14 @@ def cut(train_lengths: np.ndarray, window: Window) -> Segments:
         count = np.maximum(0, -(-(n - first) // size))
     elif window.rule == "last":
         count = (n > first).astype(np.int64)
+    elif window.rule == "prefixes":
+        count = np.maximum(0, n - first)
     else:
         count = np.where(n < 2 * size, (n > first).astype(np.int64), n // size)
     user = np.repeat(np.arange(len(n)), count)
     # 0 is the newest segment of a user, 1 the one before it, ...
     age = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
-    stop = n[user] - age * size
+    stop = n[user] - age * (1 if window.rule == "prefixes" else size)
     start = np.maximum(stop - size, first)
     bos = start == 0
     if window.rule == "lrurec":

@@ -18,6 +18,7 @@ from models.batch import PackedBatch
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset
 from pipeline.stream.lane import Fill, Lane, Position, empty_fill
+from pipeline.stream.objective import Objective
 from pipeline.stream.order import deal, lanes_of, micro_steps, seed_of
 from pipeline.stream.segments import Window
 
@@ -82,7 +83,14 @@ class Stream:
     """
 
     def __init__(
-        self, dataset: Dataset, config: StreamConfig, *, seed: int, rank: int, world_size: int
+        self,
+        dataset: Dataset,
+        config: StreamConfig,
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        objective: Objective | None = None,
     ) -> None:
         if world_size > config.lanes:
             raise LonghaulError(
@@ -94,6 +102,7 @@ class Stream:
         self._dataset = dataset
         self._config = config
         self._seed = seed
+        self._objective = objective or Objective()
         self._lanes = lanes_of(rank, world_size, config.lanes)
         self._micro_steps = micro_steps(world_size, config.lanes)
         self._readers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="member-reader")
@@ -118,7 +127,8 @@ class Stream:
             )
             for number in self._lanes
         }
-        self._producer = _Producer(lanes, self._config.lane_tokens)
+        drawn = seed_of("objective", self._seed, epoch)
+        self._producer = _Producer(lanes, self._config.lane_tokens, self._objective, drawn)
 
     def next_step(self) -> RankStep:
         """This rank's part of the next step; past its last segment, dead micro-batches.
@@ -139,7 +149,7 @@ class Stream:
         padded = [*fills.items(), *((first, empty_fill()) for _ in range(dead))]
         return RankStep(
             micro=[MicroBatch(_to_tensors(fill), lane) for lane, fill in padded],
-            targets=sum(len(fill.targets) for fill in live),
+            targets=sum(int(np.count_nonzero(fill.targets)) for fill in live),
             tokens=sum(len(fill.items) for fill in live),
             segments=sum(fill.segments for fill in live),
             digest=sum(int(fill.identity.sum(dtype=np.uint64)) for fill in live) % DIGEST,
@@ -165,9 +175,13 @@ _Produced = tuple[dict[int, Fill], dict[int, Position]]
 class _Producer:
     """Fills the lanes in a thread, a few steps ahead; an error there is raised by ``take``."""
 
-    def __init__(self, lanes: dict[int, Lane], budget: int) -> None:
+    def __init__(
+        self, lanes: dict[int, Lane], budget: int, objective: Objective, seed: int
+    ) -> None:
         self._lanes = lanes
         self._budget = budget
+        self._objective = objective
+        self._seed = seed
         self._queue: queue.Queue[_Produced | BaseException | None] = queue.Queue(_READ_AHEAD_STEPS)
         self._stopped = threading.Event()
         self._dry = False
@@ -181,7 +195,10 @@ class _Producer:
                 if all(fill is None for fill in filled.values()):
                     self._put(_DRY)
                     return
-                fills = {number: fill or empty_fill() for number, fill in filled.items()}
+                fills = {
+                    number: self._objective.apply(fill or empty_fill(), self._seed)
+                    for number, fill in filled.items()
+                }
                 self._put((fills, {number: lane.position for number, lane in self._lanes.items()}))
         except BaseException as error:
             self._put(error)

@@ -89,6 +89,7 @@ class Training:
             seed=config.seed,
             rank=world.rank,
             world_size=world.world_size,
+            objective=config.objective,
         )
         self.engine: Engine = build_engine(model, config, world, micro)
         self.origin = checkpoint.Origin(

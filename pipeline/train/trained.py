@@ -9,6 +9,7 @@ import torch
 import models
 from models import SequentialModel
 from pipeline.config import Recipe, parse_recipe
+from pipeline.evaluate import ModelScorer
 from pipeline.train import checkpoint
 
 
@@ -20,6 +21,10 @@ class Trained:
     recipe: Recipe
     step: int
     fingerprint: str
+
+    def scorer(self) -> ModelScorer:
+        """The model as evaluation and recommendation ask it."""
+        return ModelScorer(self.model, self.recipe.train.objective.masks)
 
 
 def load_trained(

@@ -14,4 +14,6 @@ def validate(
     config = recipe.train.validation
     assert config is not None
     protocol = recipe.evaluation.model_copy(update={"split": "validation", "users": config.users})
-    return evaluate(dataset, ModelScorer(model), protocol, world).metrics
+    return evaluate(
+        dataset, ModelScorer(model, recipe.train.objective.masks), protocol, world
+    ).metrics

@@ -28,7 +28,7 @@ def test_parameter_count(catalogue_size: int, published: int) -> None:
         layer.in_proj.weight.numel() // 2
         + layer.in_proj.bias.numel() // 2
         + layer.out_proj.weight.numel() // 2
-        for layer in model.recurrent
+        for layer in model.mixers
     )
     reals = sum(parameter.numel() for parameter in model.parameters())
     assert reals - complex_ones == published
@@ -61,7 +61,8 @@ def published_forward(model: LRURec, items: list[int]) -> torch.Tensor:
     d = model.config.d
     row = [0] * 3 + items  # three pads, so that the mask matters
     x = model.embedding_norm(model.item_embedding(torch.tensor(row)))
-    for layer, feed_forward in zip(model.recurrent, model.feed_forward, strict=True):
+    for block in model.blocks:
+        layer, feed_forward = block.mixer, block.feed_forward
         nu, theta, gamma = layer.ring.exp()
         eigenvalues = torch.exp(torch.complex(-nu, theta))
         to_complex = torch.complex(*layer.in_proj.weight.chunk(2))
@@ -97,11 +98,10 @@ def test_decay_spares_biases_and_norms_only() -> None:
     model = build(10, d=4, blocks=1)
     spared = model.undecayed()
     assert "item_bias" in spared
-    assert "recurrent.0.in_proj.bias" in spared
-    assert "feed_forward.0.norm.weight" in spared
-    assert {"recurrent.0.ring", "item_embedding.weight", "recurrent.0.in_proj.weight"}.isdisjoint(
-        spared
-    )
+    assert "blocks.0.mixer.in_proj.bias" in spared
+    assert "blocks.0.feed_forward.norm.weight" in spared
+    decayed = {"blocks.0.mixer.ring", "item_embedding.weight", "blocks.0.mixer.in_proj.weight"}
+    assert decayed.isdisjoint(spared)
 
 
 def test_mean_modulus_is_told() -> None:

@@ -16,6 +16,9 @@ def by_hand(n: int, window: Window) -> set[tuple[int, int, bool]]:
     if window.rule == "last":
         start = max(first, n - size)
         return {(start, n, start == 0)}
+    if window.rule == "prefixes":
+        starts = {stop: max(first, stop - size) for stop in range(first + 1, n + 1)}
+        return {(start, stop, start == 0) for stop, start in starts.items()}
     if window.rule == "tiles":
         found, stop = set(), n
         while stop > first:
@@ -35,7 +38,7 @@ def by_hand(n: int, window: Window) -> set[tuple[int, int, bool]]:
 
 @given(
     lengths=st.lists(st.integers(0, 50), max_size=20),
-    rule=st.sampled_from(["tiles", "last", "lrurec"]),
+    rule=st.sampled_from(["tiles", "last", "prefixes", "lrurec"]),
     length=st.integers(1, 12),
     bos=st.booleans(),
 )

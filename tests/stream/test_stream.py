@@ -52,7 +52,7 @@ def steps_of(stream: Stream, epoch: int) -> list[RankStep]:
     return steps
 
 
-@pytest.mark.parametrize("rule", ["tiles", "last", "lrurec"])
+@pytest.mark.parametrize("rule", ["tiles", "last", "prefixes", "lrurec"])
 @pytest.mark.parametrize("bos", [True, False])
 def test_an_epoch_holds_every_segment_once(tmp_path: Path, rule: str, bos: bool) -> None:
     histories = random_histories(200, 30, seed=3)

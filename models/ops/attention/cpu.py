@@ -1,8 +1,8 @@
-"""Causal attention by buckets of segments of nearly one length, through torch's dense kernel.
+"""Attention by buckets of segments of nearly one length, through torch's dense kernel.
 
-A row is filled up at its end: a causal mask then keeps the filling out of every real token, so
-no other mask is needed. The filling repeats the segment's last token; its gradient is zero.
-Used on GPUs too.
+A row is filled up at its end, by repeating the segment's last token. A causal mask keeps the
+filling out of every real token; looking both ways, a mask of the keys does. So the gradient of
+the filling is zero. Used on GPUs too, where there is no Triton or it does not serve.
 """
 
 from typing import Any
@@ -14,22 +14,25 @@ from models.ops import precision
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor, causal: bool
 ) -> torch.Tensor:
-    """softmax(q kᵀ / sqrt(hd)) v within each segment."""
-    if len(q) == 0:
-        return q + k + v
+    """softmax(q kᵀ / sqrt(hd)) v within each segment, for at least one token."""
     dtype = torch.float32 if precision.emulated(q.dtype, q.device) else q.dtype
     shapes, take, place = rectangles(offsets)
     sizes = [rows * length for rows, length in shapes]
     padded = [Spread.apply(x.to(dtype), take, place).split(sizes) for x in (q, k, v)]
+    real = torch.zeros(sum(sizes), dtype=torch.bool, device=q.device)
+    real[place] = True
     outputs = []
     with torch.autocast(q.device.type, enabled=False):
-        for (rows, length), *operands in zip(shapes, *padded, strict=True):
+        for (rows, length), seen, *operands in zip(shapes, real.split(sizes), *padded, strict=True):
             queries, keys, values = (
                 x.view(rows, length, *x.shape[1:]).transpose(1, 2) for x in operands
             )
-            y = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+            mask = None if causal else seen.view(rows, 1, 1, length)
+            y = functional.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, is_causal=causal
+            )
             outputs.append(y.transpose(1, 2).reshape(rows * length, *q.shape[1:]))
     gathered: torch.Tensor = Gather.apply(torch.cat(outputs), place)
     return gathered.to(q.dtype)

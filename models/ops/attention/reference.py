@@ -1,4 +1,4 @@
-"""Causal attention, one segment after another."""
+"""Attention, one segment after another."""
 
 from itertools import pairwise
 
@@ -6,7 +6,7 @@ import torch
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor, causal: bool
 ) -> torch.Tensor:
     """softmax(q kᵀ / sqrt(hd)) v within each segment."""
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -15,7 +15,8 @@ def attention(
     for begin, end in pairwise(bounds):
         queries, keys, values = (x[begin:end].to(wide).transpose(0, 1) for x in (q, k, v))
         scores = queries @ keys.transpose(1, 2) / q.shape[-1] ** 0.5
-        later = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
-        weights = scores.masked_fill(later, float("-inf")).softmax(-1)
-        outputs.append((weights @ values).transpose(0, 1))
+        if causal:
+            later = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(later, float("-inf"))
+        outputs.append((scores.softmax(-1) @ values).transpose(0, 1))
     return torch.cat(outputs).to(q.dtype) if outputs else q + k + v

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.ops import extension
+from models.ops import extension, gpu, segments
 from models.ops.recurrence import cpu, eager
 
 
@@ -20,13 +20,17 @@ def diagonal_recurrence(
     None for zero.
 
     Returns h like u. The state and the gradient of λ are accumulated in fp32 or wider whatever
-    the dtype of u. Values do not depend on the number of threads. Gradients: u, decay, initial.
-    ValueError for shapes or dtypes that do not fit.
+    the dtype of u. On a CPU values do not depend on the number of threads. Gradients: u, decay,
+    initial. ValueError for shapes or dtypes that do not fit.
 
     Source: LRU (Orvieto et al., 2023) as used by LRURec (Yue et al., 2024), whose left-pad mask
     equals this reset.
     """
     check(u, decay, reset, initial)
+    if gpu.serves(u):
+        from models.ops.recurrence import triton
+
+        return triton.recurrence(u, decay, reset, initial)
     if extension.serves(u):
         return cpu.recurrence(u, decay, reset, initial)
     return eager.recurrence(u, decay, reset, initial)
@@ -40,7 +44,6 @@ def check(
         raise ValueError(f"u must be [T, 2N], got {tuple(u.shape)}")
     if decay.shape != (2, u.shape[1] // 2):
         raise ValueError(f"decay must be [2, {u.shape[1] // 2}], got {tuple(decay.shape)}")
-    if reset.shape != u.shape[:1] or reset.dtype != torch.bool:
-        raise ValueError(f"reset must be bool [{len(u)}], got {reset.dtype} {tuple(reset.shape)}")
+    segments.check_reset(reset, len(u))
     if initial is not None and initial.shape != u.shape[1:]:
         raise ValueError(f"initial must be [{u.shape[1]}], got {tuple(initial.shape)}")

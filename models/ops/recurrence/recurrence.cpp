@@ -1,36 +1,18 @@
 // Diagonal complex recurrence over packed segments, forward and backward.
 //
-// Work is cut into items that do not depend on the number of threads: runs of whole segments of
-// at least RUN tokens, times blocks of BLOCK channels. An item walks its tokens in order, all
-// channels of its block at once, with the state in fp32.
+// An item of work is a run of whole segments times a block of BLOCK channels. It walks its tokens
+// in order, all channels of its block at once, with the state in fp32.
 
 #include <vector>
 
+#include "runs.hpp"
 #include "simd.hpp"
 
 using namespace longhaul;
 
 namespace {
 
-constexpr int64_t RUN = 256;
 constexpr int64_t BLOCK = 64;  // channels; 256 contiguous bytes of each part of a row
-
-struct Range {
-    int64_t begin, end;
-};
-
-std::vector<Range> runs_of_segments(const uint8_t* reset, int64_t tokens) {
-    std::vector<Range> runs;
-    int64_t begin = 0;
-    for (int64_t t = 1; t < tokens; ++t) {
-        if (reset[t] && t - begin >= RUN) {
-            runs.push_back({begin, t});
-            begin = t;
-        }
-    }
-    if (begin < tokens) runs.push_back({begin, tokens});
-    return runs;
-}
 
 // The real and imaginary parts of a block of channels, padded with zero lanes.
 struct Block {

@@ -8,13 +8,24 @@ from unittest import mock
 import pytest
 import torch
 
-from models.ops import extension
+from models.ops import extension, gpu
 
 Operation = Callable[..., torch.Tensor]
 
 # What rounding to the dtype justifies, relative to the largest element of a result
 # (or to one, where all are smaller).
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 8e-3}
+
+
+@contextmanager
+def form(name: str) -> Iterator[str]:
+    """Uses the form "compiled", "eager" or "triton"; yields the device whose tensors it takes."""
+    if name == "triton":
+        with triton() as device:
+            yield device
+    else:
+        with compiled(name == "compiled"):
+            yield "cpu"
 
 
 @contextmanager
@@ -25,6 +36,20 @@ def compiled(on: bool) -> Iterator[None]:
     with mock.patch.dict(os.environ, LONGHAUL_CPU_KERNELS="1" if on else "0"):
         assert extension.serves(torch.ones(1)) == on
         yield
+
+
+@contextmanager
+def triton() -> Iterator[str]:
+    """Uses the Triton kernels; yields the device whose tensors they take.
+
+    That is a GPU where there is one, else the CPU, through Triton's interpreter (tests/conftest.py
+    asks for it). Skips where Triton is not installed.
+    """
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with mock.patch.object(gpu, "interpreting", device == "cpu"):
+        assert gpu.serves(torch.ones(1, device=device))
+        yield device
 
 
 def has_compiler() -> bool:
@@ -66,7 +91,7 @@ def evaluate(operation: Operation, inputs: list[torch.Tensor]) -> list[torch.Ten
     torch.manual_seed(7)
     result = operation(*leaves)
     upstream = torch.randn(result.shape, generator=torch.Generator().manual_seed(3))
-    result.backward(upstream.to(result.dtype))
+    result.backward(upstream.to(result))
     gradients = [leaf.grad for leaf in leaves]
     assert all(gradient is not None for gradient in gradients)
     for gradient, leaf in zip(gradients, leaves, strict=True):

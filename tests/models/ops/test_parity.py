@@ -2,16 +2,17 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_forms import assert_matches, compiled, evaluate, offsets_of, resets_of
+from op_forms import assert_matches, evaluate, form, resets_of
 
 from models import ops
 from models.ops.activation import reference as activation
-from models.ops.attention import reference as attention
 from models.ops.dense import reference as dense
 from models.ops.drop import reference as drop
+from models.ops.linear_attention import reference as linear_attention
 from models.ops.norm import reference as norm
+from models.ops.prefix_sum import reference as prefix_sum
 from models.ops.recurrence import reference as recurrence
 from models.ops.softmax import reference as softmax
 
@@ -29,54 +30,172 @@ def decay_of(channels: int) -> torch.Tensor:
     return torch.stack((radius * angle.cos(), radius * angle.sin()))
 
 
-@pytest.fixture(params=[True, False], ids=["compiled", "eager"], autouse=True)
-def form(request):
-    with compiled(request.param):
-        yield
+@pytest.fixture(params=["compiled", "eager"], autouse=True)
+def device(request):
+    """The device of the form under test, which is in use meanwhile."""
+    with form(request.param) as device:
+        yield device
 
 
+# For operations that have a Triton form too.
+every_form = pytest.mark.parametrize("device", ["compiled", "eager", "triton"], indirect=True)
+# The fixture does the same before every example.
+fifteen_examples = settings(
+    max_examples=15,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+@every_form
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", LAYOUTS)
 @pytest.mark.parametrize("channels", [13, 128])
-def test_recurrence(lengths, channels, dtype):
-    reset = resets_of(lengths)
+def test_recurrence(lengths, channels, dtype, device):
+    reset = resets_of(lengths).to(device)
     inputs = [normal(len(reset), 2 * channels, dtype=dtype), decay_of(channels).to(dtype)]
     assert_matches(
         lambda u, decay: ops.diagonal_recurrence(u, decay, reset),
         lambda u, decay: recurrence.recurrence(u, decay, reset, None),
-        inputs,
+        [tensor.to(device) for tensor in inputs],
         slack=4,  # the slowest channel gathers the rounding of some 200 steps
     )
 
 
+@every_form
 @pytest.mark.parametrize("carries", [True, False])
-def test_recurrence_from_an_initial_state(carries):
-    reset = resets_of([40, 3])
+def test_recurrence_from_an_initial_state(carries, device):
+    reset = resets_of([40, 3]).to(device)
     reset[0] = not carries
     assert_matches(
         lambda *x: ops.diagonal_recurrence(x[0], x[1], reset, x[2]),
         lambda *x: recurrence.recurrence(x[0], x[1], reset, x[2]),
-        [normal(43, 20), decay_of(10), normal(20)],
+        [tensor.to(device) for tensor in (normal(43, 20), decay_of(10), normal(20))],
     )
 
 
-@settings(max_examples=15, deadline=None)
+@every_form
+@fifteen_examples
 @given(lengths=st.lists(st.integers(0, 90), max_size=8), channels=st.integers(1, 70))
-def test_recurrence_over_random_layouts(lengths, channels):
-    reset = resets_of(lengths)
+def test_recurrence_over_random_layouts(device, lengths, channels):
+    reset = resets_of(lengths).to(device)
     assert_matches(
         lambda u, decay: ops.diagonal_recurrence(u, decay, reset),
         lambda u, decay: recurrence.recurrence(u, decay, reset, None),
-        [normal(len(reset), 2 * channels), decay_of(channels)],
+        [normal(len(reset), 2 * channels).to(device), decay_of(channels).to(device)],
     )
 
 
-def test_recurrence_state_is_wide_when_the_input_is_narrow():
-    # Sums of 4096 halves: a bf16 state would stand still at 128.
-    u = torch.full((4096, 2), 0.5, dtype=torch.bfloat16)
-    decay = torch.tensor([[1.0], [0.0]])
-    h = ops.diagonal_recurrence(u, decay, resets_of([4096]))
-    assert h[-1, 0] == 2048
+@every_form
+def test_recurrence_state_is_wide_when_the_input_is_narrow(device):
+    # Sums of 512 halves: a bf16 state would stand still at 128.
+    u = torch.full((512, 2), 0.5, dtype=torch.bfloat16, device=device)
+    decay = torch.tensor([[1.0], [0.0]], device=device)
+    h = ops.diagonal_recurrence(u, decay, resets_of([512]).to(device))
+    assert h[-1, 0] == 256
+
+
+@every_form
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", LAYOUTS)
+@pytest.mark.parametrize("width", [13, 130])
+def test_prefix_sum(lengths, width, dtype, device):
+    reset = resets_of(lengths).to(device)
+    assert_matches(
+        lambda x: ops.prefix_sum(x, reset),
+        lambda x: prefix_sum.prefix_sum(x, reset, None),
+        [normal(len(reset), width, dtype=dtype).to(device)],
+    )
+
+
+@every_form
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("carries", [True, False])
+@pytest.mark.parametrize("lengths", [[], [40, 3], [70]])
+def test_prefix_sum_from_an_initial_sum(lengths, carries, dtype, device):
+    reset = resets_of(lengths).to(device)
+    reset[:1] = not carries
+    assert_matches(
+        lambda x, initial: ops.prefix_sum(x, reset, initial),
+        lambda x, initial: prefix_sum.prefix_sum(x, reset, initial),
+        [x.to(device) for x in (normal(len(reset), 20, dtype=dtype), normal(20, dtype=dtype))],
+    )
+
+
+@every_form
+@fifteen_examples
+@given(lengths=st.lists(st.integers(0, 90), max_size=8), width=st.integers(1, 140))
+def test_prefix_sum_over_random_layouts(device, lengths, width):
+    reset = resets_of(lengths).to(device)
+    assert_matches(
+        lambda x: ops.prefix_sum(x, reset),
+        lambda x: prefix_sum.prefix_sum(x, reset, None),
+        [normal(len(reset), width).to(device)],
+    )
+
+
+@every_form
+def test_prefix_sum_neither_stands_still_nor_cancels(device):
+    # A bf16 sum would stand still at 128; a difference of sums would lose the second segment.
+    x = torch.full((1016, 1), 0.5, dtype=torch.bfloat16, device=device)
+    x[:504] *= 2.0**60
+    sums = ops.prefix_sum(x, resets_of([504, 512]).to(device))
+    assert sums[-1] == 256
+
+
+def heads_of(tokens: int, m: int, n: int, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
+    """q, k and v of two heads; k so small that o and S are of the size of v."""
+    q, k = normal(tokens, 2, m).roll(1, 0), normal(tokens, 2, m).roll(2, 0) / m**0.5
+    return [x.to(device, dtype) for x in (q, k, normal(tokens, 2, n))]
+
+
+@every_form
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", LAYOUTS)
+@pytest.mark.parametrize(("m", "n"), [(16, 16), (5, 67), (100, 3)])
+def test_linear_attention(lengths, m, n, dtype, device):
+    reset = resets_of(lengths).to(device)
+    assert_matches(
+        lambda q, k, v: ops.causal_linear_attention(q, k, v, reset),
+        lambda q, k, v: linear_attention.attention(q, k, v, reset, None),
+        heads_of(len(reset), m, n, dtype, device),
+        slack=2,  # S and then o are rounded
+    )
+
+
+@every_form
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("carries", [True, False])
+@pytest.mark.parametrize("lengths", [[], [40, 3], [70]])
+def test_linear_attention_from_an_initial_state(lengths, carries, dtype, device):
+    reset = resets_of(lengths).to(device)
+    reset[:1] = not carries
+    assert_matches(
+        lambda q, k, v, initial: ops.causal_linear_attention(q, k, v, reset, initial),
+        lambda q, k, v, initial: linear_attention.attention(q, k, v, reset, initial),
+        [*heads_of(len(reset), 9, 20, dtype, device), normal(2, 9, 20, dtype=dtype).to(device)],
+        slack=2,
+    )
+
+
+@every_form
+@fifteen_examples
+@given(lengths=st.lists(st.integers(0, 90), max_size=8), m=st.integers(1, 40), n=st.integers(1, 40))
+def test_linear_attention_over_random_layouts(device, lengths, m, n):
+    reset = resets_of(lengths).to(device)
+    assert_matches(
+        lambda q, k, v: ops.causal_linear_attention(q, k, v, reset),
+        lambda q, k, v: linear_attention.attention(q, k, v, reset, None),
+        heads_of(len(reset), m, n, torch.float32, device),
+        slack=2,
+    )
+
+
+@every_form
+def test_linear_attention_state_is_wide_when_the_operands_are_narrow(device):
+    x = torch.ones(512, 1, 1, dtype=torch.bfloat16, device=device)
+    reset = resets_of([512]).to(device)
+    # A bf16 state would stand still at 128.
+    assert ops.causal_linear_attention(x, x / 2, x, reset)[-1] == 256
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
@@ -207,29 +326,3 @@ def test_linear_under_autocast_rounds_to_bf16():
     expected = dense.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
     assert y.dtype == torch.bfloat16
     assert torch.allclose(y.float(), expected.float(), rtol=8e-3, atol=8e-3)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("lengths", LAYOUTS)
-def test_causal_attention(lengths, dtype):
-    offsets = offsets_of(lengths)
-    shape = (sum(lengths), 2, 16)
-    inputs = [normal(*shape, dtype=dtype).roll(i, 0) for i in range(3)]
-    assert_matches(
-        lambda q, k, v: ops.causal_attention(q, k, v, offsets),
-        lambda q, k, v: attention.attention(q, k, v, offsets),
-        inputs,
-        slack=2,
-    )
-
-
-@settings(max_examples=15, deadline=None)
-@given(lengths=st.lists(st.integers(0, 70), max_size=8))
-def test_causal_attention_over_random_layouts(lengths):
-    offsets = offsets_of(lengths)
-    assert_matches(
-        lambda q, k, v: ops.causal_attention(q, k, v, offsets),
-        lambda q, k, v: attention.attention(q, k, v, offsets),
-        [normal(sum(lengths), 2, 8).roll(i, 0) for i in range(3)],
-        slack=2,
-    )

@@ -21,23 +21,38 @@ def decay_of(channels):
     return torch.stack((torch.linspace(0.5, 0.9, channels), torch.linspace(0.0, 0.4, channels)))
 
 
-def mixers():
-    reset, offsets = resets_of(LENGTHS), offsets_of(LENGTHS)
+def mixers(lengths):
+    reset, offsets = resets_of(lengths), offsets_of(lengths)
 
     def recurrence(x):
         return ops.diagonal_recurrence(x, decay_of(x.shape[1] // 2), reset)
 
     def attention(x):
         heads = x.view(len(x), 2, -1)
-        return ops.causal_attention(heads, heads, heads, offsets).flatten(1)
+        return ops.attention(heads, heads, heads, offsets).flatten(1)
 
-    return {"recurrence": recurrence, "attention": attention}
+    def prefix_sum(x):
+        return ops.prefix_sum(x, reset)
+
+    def linear_attention(x):
+        heads = x.view(len(x), 2, -1)
+        return ops.causal_linear_attention(heads, heads, heads, reset).flatten(1)
+
+    return {
+        "recurrence": recurrence,
+        "attention": attention,
+        "prefix_sum": prefix_sum,
+        "linear_attention": linear_attention,
+    }
+
+
+every_mixer = pytest.mark.parametrize("name", mixers([]))
 
 
 @pytest.mark.usefixtures("form")
-@pytest.mark.parametrize("name", ["recurrence", "attention"])
+@every_mixer
 def test_a_later_token_leaves_earlier_outputs_and_other_segments_untouched(name):
-    mixer = mixers()[name]
+    mixer = mixers(LENGTHS)[name]
     x = torch.randn(TOKENS, 32)
     before = mixer(x)
     for token in (0, 3, 20, 44, 200, TOKENS - 1):
@@ -51,13 +66,12 @@ def test_a_later_token_leaves_earlier_outputs_and_other_segments_untouched(name)
 
 
 @pytest.mark.usefixtures("form")
-def test_packed_segments_equal_separate_ones():
-    x, decay = torch.randn(TOKENS, 32), decay_of(16)
-    packed = ops.diagonal_recurrence(x, decay, resets_of(LENGTHS))
-    separate = [
-        ops.diagonal_recurrence(part, decay, resets_of([len(part)])) for part in x.split(LENGTHS)
-    ]
-    assert torch.allclose(packed, torch.cat(separate), atol=1e-6)
+@every_mixer
+def test_packed_segments_equal_separate_ones(name):
+    x = torch.randn(TOKENS, 32)
+    packed = mixers(LENGTHS)[name](x)
+    separate = torch.cat([mixers([len(part)])[name](part) for part in x.split(LENGTHS)])
+    assert torch.allclose(packed, separate, rtol=1e-5, atol=1e-5 * float(packed.abs().max()))
 
 
 @pytest.mark.usefixtures("form")
@@ -68,11 +82,29 @@ def test_a_state_carried_over_continues_the_recurrence():
     assert torch.allclose(rest, whole[20:], atol=1e-6)
 
 
+@pytest.mark.usefixtures("form")
+def test_a_state_carried_over_continues_sums_and_linear_attention():
+    reset = resets_of([50])
+    q, k, v = torch.randn(3, 50, 2, 8)
+    whole = ops.causal_linear_attention(q, k, v, reset)
+    state = torch.einsum("thm,thn->hmn", k[:20], v[:20])
+    rest = ops.causal_linear_attention(q[20:], k[20:], v[20:], reset[20:], state)
+    assert torch.allclose(rest, whole[20:], atol=1e-4)
+    sums = ops.prefix_sum(q[:, 0], reset)
+    rest = ops.prefix_sum(q[20:, 0], reset[20:], sums[19])
+    assert torch.allclose(rest, sums[20:], atol=1e-5)
+
+
 def test_threads_change_no_bit():
     reset = resets_of([700, 1, 900, 2])
     x = torch.randn(len(reset), 200)
     operations = {
         "recurrence": (lambda u, d: ops.diagonal_recurrence(u, d, reset), [x, decay_of(100)]),
+        "prefix_sum": (lambda x: ops.prefix_sum(x, reset), [x]),
+        "linear_attention": (
+            lambda x: ops.causal_linear_attention(*[x.view(-1, 2, 100)] * 3, reset),
+            [x],
+        ),
         "norm": (lambda *a: ops.dropout_add_norm(*a, 0.2, True), [x, x, x[0], x[1]]),
         "gelu": (lambda *a: ops.bias_gelu_dropout(*a, 0.2, True), [x, x[0]]),
     }
@@ -119,10 +151,12 @@ def test_strided_inputs_are_taken():
     weight = torch.randn(64, 2)[:, 0]
     pairs = [
         (ops.diagonal_recurrence(v, decay_of(32), reset) for v in (x, wide)),
+        (ops.prefix_sum(v, reset) for v in (x, wide)),
+        (ops.causal_linear_attention(*[v.view(-1, 2, 32) / 8] * 3, reset) for v in (x, wide)),
         (ops.dropout_add_norm(v, v, weight, weight, 0.0, True) for v in (x, wide)),
         (ops.bias_gelu_dropout(v, weight, 0.0, True) for v in (x, wide)),
         (ops.full_softmax_loss(v, v[:99], None, reset.long()) for v in (x, wide)),
-        (ops.causal_attention(*[v.view(-1, 2, 32)] * 3, offsets_of(LENGTHS)) for v in (wide, wide)),
+        (ops.attention(*[v.view(-1, 2, 32)] * 3, offsets_of(LENGTHS)) for v in (wide, wide)),
     ]
     for first, second in pairs:
         assert torch.allclose(first, second, atol=1e-5)
@@ -147,6 +181,7 @@ def test_bf16_is_emulated_only_on_cpus_that_lack_it(monkeypatch):
 
 
 X, RESET, IDS = torch.ones(4, 6), torch.zeros(4, dtype=torch.bool), torch.ones(4).long()
+HEADS = torch.ones(4, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +191,15 @@ X, RESET, IDS = torch.ones(4, 6), torch.zeros(4, dtype=torch.bool), torch.ones(4
         lambda: ops.diagonal_recurrence(X, torch.ones(3, 2), RESET),
         lambda: ops.diagonal_recurrence(X, torch.ones(2, 3), RESET.long()),
         lambda: ops.diagonal_recurrence(X, torch.ones(2, 3), RESET, torch.ones(3)),
+        lambda: ops.prefix_sum(X[0], RESET),
+        lambda: ops.prefix_sum(X, RESET[:3]),
+        lambda: ops.prefix_sum(X, RESET, X),
+        lambda: ops.causal_linear_attention(X, X, X, RESET),
+        lambda: ops.causal_linear_attention(HEADS, HEADS[:, :, :2], HEADS, RESET),
+        lambda: ops.causal_linear_attention(HEADS, HEADS, HEADS[:, :1], RESET),
+        lambda: ops.causal_linear_attention(HEADS, HEADS, HEADS.bfloat16(), RESET),
+        lambda: ops.causal_linear_attention(HEADS, HEADS, HEADS, RESET.long()),
+        lambda: ops.causal_linear_attention(HEADS, HEADS, HEADS, RESET, HEADS),
         lambda: ops.dropout_add_norm(X, X[:2], X[0], X[0], 0.1, True),
         lambda: ops.dropout_add_norm(X, X, X[0, :2], X[0], 0.1, True),
         lambda: ops.dropout_add_norm(X, X, X[0], X[0], 1.5, True),
@@ -168,9 +212,9 @@ X, RESET, IDS = torch.ones(4, 6), torch.zeros(4, dtype=torch.bool), torch.ones(4
         lambda: ops.linear(X, X[:, :2]),
         lambda: ops.linear(X, X, torch.ones(7)),
         lambda: ops.linear(X, X.bfloat16()),
-        lambda: ops.causal_attention(X, X, X, IDS),
-        lambda: ops.causal_attention(*[X.view(4, 2, 3)] * 3, torch.tensor([0, 3])),
-        lambda: ops.causal_attention(*[X.view(4, 2, 3)] * 3, torch.tensor([0, 3, 2, 4])),
+        lambda: ops.attention(X, X, X, IDS),
+        lambda: ops.attention(*[X.view(4, 2, 3)] * 3, torch.tensor([0, 3])),
+        lambda: ops.attention(*[X.view(4, 2, 3)] * 3, torch.tensor([0, 3, 2, 4])),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(call):

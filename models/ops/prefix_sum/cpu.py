@@ -1,0 +1,27 @@
+"""The running sum through the C++ kernel (prefix_sum.cpp)."""
+
+import torch
+
+from models.ops import extension
+from models.ops.prefix_sum.function import PrefixSum
+
+
+def prefix_sum(x: torch.Tensor, reset: torch.Tensor, initial: torch.Tensor | None) -> torch.Tensor:
+    """S for fp32 or bf16 x; the initial sum is taken in fp32."""
+    state = None if initial is None else initial.float()
+    sums: torch.Tensor = PrefixSum.apply(run, x, reset, state)
+    return sums
+
+
+def run(
+    x: torch.Tensor,
+    reset: torch.Tensor,
+    initial: torch.Tensor | None = None,
+    last: torch.Tensor | None = None,
+    backwards: bool = False,
+) -> torch.Tensor:
+    """One pass of the kernel."""
+    sums = torch.empty_like(x)
+    code = extension.DTYPE_CODES[x.dtype]
+    extension.call("prefix_sum", code, backwards, x, reset, initial, sums, last, *x.shape)
+    return sums
