@@ -94,6 +94,23 @@ def table(results: dict[str, dict[int, dict[str, float]]], what: str, digits: in
     return lines
 
 
+def wins(results: dict[str, dict[int, dict[str, float]]]) -> list[str]:
+    """From which length on a model's token takes less time than SASRec's, at all longer ones."""
+    lines = []
+    for name, by_length in results.items():
+        if name == "sasrec" or "sasrec" not in results:
+            continue
+        cheaper = [
+            by_length[length]["microseconds"] < results["sasrec"][length]["microseconds"]
+            for length in LENGTHS
+        ]
+        dearer = [at for at, is_cheaper in enumerate(cheaper) if not is_cheaper]
+        first = dearer[-1] + 1 if dearer else 0
+        told = f"from {LENGTHS[first]} on" if first < len(LENGTHS) else "at no length"
+        lines.append(f"- {name}: {told}")
+    return lines
+
+
 def draw(results: dict[str, dict[int, dict[str, float]]], path: str) -> None:
     """Both costs over the length, a line a model."""
     import matplotlib
@@ -108,7 +125,12 @@ def draw(results: dict[str, dict[int, dict[str, float]]], path: str) -> None:
             dashed = "--" if name in ("sasrec", "bert4rec") else "-"
             values = [by_length[length][what] for length in LENGTHS]
             axis.plot(LENGTHS, values, dashed, marker="o", markersize=4, label=name)
-        axis.set(xscale="log", yscale="log", xlabel="length of a history", title=title)
+        axis.set(xscale="log", xlabel="length of a history", title=title)
+        if what == "microseconds":
+            axis.set_yscale("log")
+            axis.set_yticks((5, 10, 20, 50, 100), ("5", "10", "20", "50", "100"))
+        else:
+            axis.set_ylim(bottom=0)
         axis.set_xticks(LENGTHS, [str(length) for length in LENGTHS], rotation=45)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
@@ -157,6 +179,10 @@ def main() -> None:
             "catalogue. Microseconds a token, forward and backward:",
             "",
             *table(results, "microseconds", 2),
+            "",
+            "Quicker than sasrec, at this length and all longer ones:",
+            "",
+            *wins(results),
             "",
             "Peak memory over what was held before, bytes a token:",
             "",
