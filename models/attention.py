@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from models.base import State, check_room
+from models.base import State, add_and_norm, check_room
 from models.batch import PackedBatch
-from models.ops import attention, dropout_add_norm, linear
+from models.ops import attention, linear
 from models.post_norm import Mixer, PostNormConfig
 
 
@@ -62,9 +62,7 @@ class AttentionMixer(Mixer):
 
     def _finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         y = linear(attended.flatten(1), self.out_proj.weight, self.out_proj.bias)
-        return dropout_add_norm(
-            y, x, self.norm.weight, self.norm.bias, self.dropout, self.training, self.norm.eps
-        )
+        return add_and_norm(self.norm, y, x, self.dropout)
 
     def forward(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """``[T, d]`` -> ``[T, d]``."""

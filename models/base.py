@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.batch import PackedBatch
+from models.ops import dropout_add_norm
 
 State = dict[str, torch.Tensor]
 """A model's memory of ``n`` users: tensors whose first dimension is ``n``."""
@@ -104,8 +105,10 @@ class SequentialModel(nn.Module):
 
     def check_length(self, batch: PackedBatch) -> None:
         """ValueError for a segment longer than ``max_history``."""
-        longest = int(batch.offsets.diff().max()) if len(batch.offsets) > 1 else 0
-        if self.max_history is not None and longest > self.max_history:
+        if self.max_history is None or len(batch.offsets) == 1:
+            return
+        longest = int(batch.offsets.diff().max())
+        if longest > self.max_history:
             raise ValueError(
                 f"a segment of {longest} tokens exceeds model.max_history {self.max_history}"
             )
@@ -136,6 +139,13 @@ def check_room(taken: torch.Tensor, room: int) -> None:
         raise ValueError(
             f"the state holds model.max_history {room} events already: re-encode the newest window"
         )
+
+
+def add_and_norm(
+    norm: nn.LayerNorm, y: torch.Tensor, x: torch.Tensor | None, p: float
+) -> torch.Tensor:
+    """LayerNorm(x + dropout(y)), or of dropout(y) alone; drops where ``norm`` is in training."""
+    return dropout_add_norm(y, x, norm.weight, norm.bias, p, norm.training, norm.eps)
 
 
 def truncated_normal_(tensor: torch.Tensor, **_: Any) -> torch.Tensor:

@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import nn
 
 from models.attention import AttentionMixer
-from models.base import initialise
+from models.base import add_and_norm, initialise
 from models.batch import PackedBatch
-from models.ops import bias_gelu_dropout, dropout_add_norm, linear
+from models.ops import bias_gelu_dropout, linear
 from models.post_norm import PostNormConfig, PostNormModel
 
 
@@ -48,5 +48,4 @@ class BERT4Rec(PostNormModel):
         """Hidden states ``[T, d]``, each from all items of its segment."""
         x = linear(super().encode(batch), self.projection.weight)
         x = bias_gelu_dropout(x, self.projection.bias, 0.0, self.training)
-        norm = self.projection_norm
-        return dropout_add_norm(x, None, norm.weight, norm.bias, 0.0, self.training, norm.eps)
+        return add_and_norm(self.projection_norm, x, None, 0.0)

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from models.base import State, initialise
+from models.base import State, add_and_norm, initialise
 from models.batch import PackedBatch
-from models.ops import dropout_add_norm, linear, prefix_sum
+from models.ops import linear, prefix_sum
 from models.post_norm import Mixer, PostNormConfig, PostNormModel
 
 
@@ -36,8 +36,7 @@ class MeanMixer(Mixer):
     def _read(self, x: torch.Tensor, total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         mean = (total / count[:, None]).to(x.dtype)
         y = linear(mean, self.out_proj.weight, self.out_proj.bias)
-        norm = self.norm
-        return dropout_add_norm(y, x, norm.weight, norm.bias, self.dropout, self.training, norm.eps)
+        return add_and_norm(self.norm, y, x, self.dropout)
 
     def forward(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """``[T, d]`` -> ``[T, d]``."""

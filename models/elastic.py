@@ -21,11 +21,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from models.base import State, initialise
+from models.base import State, add_and_norm, initialise
 from models.batch import PackedBatch
 from models.memory import InterestMemory
 from models.ops import (
-    dropout_add_norm,
     linear,
     running_softmax_experts,
     segment_softmax,
@@ -84,11 +83,6 @@ class ElasticConfig(PostNormConfig):
         return self
 
 
-def _add(norm: nn.LayerNorm, y: torch.Tensor, x: torch.Tensor, p: float) -> torch.Tensor:
-    """LayerNorm(x + dropout(y))."""
-    return dropout_add_norm(y, x, norm.weight, norm.bias, p, norm.training, norm.eps)
-
-
 class ResidualMemory(nn.Module):
     """x -> LayerNorm(x + dropout(what the memory says to x))."""
 
@@ -101,7 +95,7 @@ class ResidualMemory(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[n, d]`` -> ``[n, d]``."""
-        return _add(self.norm, self.memory.read(x).to(x.dtype), x, self.dropout)
+        return add_and_norm(self.norm, self.memory.read(x).to(x.dtype), x, self.dropout)
 
 
 class CausalDispatcher(Mixer):
@@ -127,7 +121,7 @@ class CausalDispatcher(Mixer):
     def finish(self, x: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
         """What follows the reading, ``[T, d]``."""
         y = linear(read.flatten(1), self.out_proj.weight, self.out_proj.bias)
-        x = _add(self.norm, y, x, self.config.dropout)
+        x = add_and_norm(self.norm, y, x, self.config.dropout)
         return x if self.memory is None else self.memory(x)
 
     def forward(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
@@ -197,7 +191,7 @@ class EncoderDispatcher(Mixer):
         weighted = weights[..., None] * value[:, None]
         gathered = segment_sum(weighted.flatten(1), batch.offsets).view_as(experts)
         y = linear(gathered.to(x.dtype), self.gather_out.weight, self.gather_out.bias)
-        experts = _add(self.gather_norm, y, experts, p)
+        experts = add_and_norm(self.gather_norm, y, experts, p)
         if self.memory is not None:
             experts = self.memory(experts.flatten(0, 1)).view_as(experts)
 
@@ -208,7 +202,7 @@ class EncoderDispatcher(Mixer):
         scores = torch.einsum("the,tkhe->tkh", query, told_key) * scale
         read = torch.einsum("tkh,tkhe->the", scores.softmax(1), told_value).flatten(1)
         y = linear(read, self.out_proj.weight, self.out_proj.bias)
-        return _add(self.norm, y, x, p), experts
+        return add_and_norm(self.norm, y, x, p), experts
 
 
 class ExpertSelection(nn.Module):
@@ -254,8 +248,7 @@ class Elastic(PostNormModel):
         """Hidden states ``[T, d]``. Raises ValueError for a segment beyond ``max_history``."""
         if self.config.causal:
             return super().encode(batch)
-        self.check_length(batch)
-        x = self.embed(batch.items, batch.positions())
+        x = self.embed(batch)
         experts = self.experts.expand(len(batch.offsets) - 1, -1, -1)
         if self.selection is not None:
             experts = experts + self.selection(x, batch)

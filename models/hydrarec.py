@@ -17,9 +17,9 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from models.attention import AttentionMixer
-from models.base import State, initialise
+from models.base import State, add_and_norm, initialise
 from models.batch import PackedBatch
-from models.ops import dropout_add_norm, linear, prefix_sum, rotate, segment_sum, spread
+from models.ops import linear, prefix_sum, rotate, segment_sum, spread
 from models.post_norm import Mixer, PostNormConfig, PostNormModel
 
 
@@ -102,15 +102,7 @@ class HydraMixer(Mixer):
             power = torch.sigmoid(self.exponent.to(o.dtype))
             o = o * torch.exp(-power * torch.log(count.to(o.dtype)))[:, None]
         y = linear(o.to(x.dtype), self.out_proj.weight, self.out_proj.bias)
-        return dropout_add_norm(
-            y,
-            x,
-            self.norm.weight,
-            self.norm.bias,
-            self.config.dropout,
-            self.training,
-            self.norm.eps,
-        )
+        return add_and_norm(self.norm, y, x, self.config.dropout)
 
     def forward(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """``[T, d]`` -> ``[T, d]``."""

@@ -16,9 +16,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from models.base import State, truncated_normal_
+from models.base import State, add_and_norm, truncated_normal_
 from models.batch import PackedBatch
-from models.ops import diagonal_recurrence, dropout_add_norm, linear
+from models.ops import diagonal_recurrence, linear
 from models.post_norm import Mixer, PostNormConfig, PostNormModel
 
 
@@ -66,9 +66,7 @@ class LRULayer(Mixer):
 
     def _read(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         y = linear(h, self.out_proj.weight, self.out_proj.bias)
-        return dropout_add_norm(
-            y, x, self.norm.weight, self.norm.bias, self.dropout, self.training, self.norm.eps
-        )
+        return add_and_norm(self.norm, y, x, self.dropout)
 
     def forward(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """``[T, d]`` -> ``[T, d]``."""

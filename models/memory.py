@@ -38,11 +38,7 @@ class InterestMemory(nn.Module):
     def search(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights (softmax over a head's reads) and slots ``[n, heads, reads]``; x ``[n, w]``."""
         query = linear(x, self.query.weight, self.query.bias).unflatten(-1, (self.heads, -1))
-        norm = self.query_norm
-        query = nn.functional.layer_norm(
-            query, norm.normalized_shape, norm.weight, norm.bias, norm.eps
-        )
-        scores, slots = product_key_top(query, self.keys, self.reads)
+        scores, slots = product_key_top(self.query_norm(query), self.keys, self.reads)
         if self.training:
             with torch.no_grad():
                 self.load += torch.bincount(slots.flatten(), minlength=len(self.load))

@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from models.base import ModelConfig, SequentialModel, State, check_room
+from models.base import ModelConfig, SequentialModel, State, add_and_norm, check_room
 from models.batch import PackedBatch
-from models.ops import bias_gelu_dropout, dropout_add_norm, linear
+from models.ops import bias_gelu_dropout, linear
 
 
 class PostNormConfig(ModelConfig):
@@ -59,9 +59,7 @@ class FeedForward(nn.Module):
             linear(x, self.wide.weight), self.wide.bias, self.dropout, self.training
         )
         z = linear(z, self.narrow.weight, self.narrow.bias)
-        return dropout_add_norm(
-            z, x, self.norm.weight, self.norm.bias, self.dropout, self.training, self.norm.eps
-        )
+        return add_and_norm(self.norm, z, x, self.dropout)
 
 
 class Block(nn.Module):
@@ -112,20 +110,22 @@ class PostNormModel(SequentialModel):
         """The mixers of the blocks, first to last."""
         return [block.mixer for block in self.blocks]  # type: ignore[misc]
 
-    def embed(self, items: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-        """What the first block is given, ``[T, d]``; positions int64 ``[T]`` where learned."""
-        norm = self.embedding_norm
+    def _embed(self, items: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        """positions: int64 ``[T]`` where they are learned, else None."""
         x = self.item_embedding(items)
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
-        return dropout_add_norm(
-            x, None, norm.weight, norm.bias, self.config.dropout, self.training, norm.eps
-        )
+        return add_and_norm(self.embedding_norm, x, None, self.config.dropout)
+
+    def embed(self, batch: PackedBatch) -> torch.Tensor:
+        """What the first block is given, ``[T, d]``. ValueError beyond ``max_history``."""
+        self.check_length(batch)
+        positions = None if self.position_embedding is None else batch.positions()
+        return self._embed(batch.items, positions)
 
     def encode(self, batch: PackedBatch) -> torch.Tensor:
         """Hidden states ``[T, d]``. Raises ValueError for a segment beyond ``max_history``."""
-        self.check_length(batch)
-        x = self.embed(batch.items, batch.positions())
+        x = self.embed(batch)
         for block in self.blocks:
             x = self.run_block(block, x, batch)
         return x
@@ -145,7 +145,7 @@ class PostNormModel(SequentialModel):
         if length is not None:
             assert self.max_history is not None
             check_room(length, self.max_history)
-        x, new = self.step_blocks(self.blocks, self.embed(items, length), state)
+        x, new = self.step_blocks(self.blocks, self._embed(items, length), state)
         if length is not None:
             new["length"] = length + 1
         return x, new

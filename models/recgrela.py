@@ -18,14 +18,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from models.base import ModelConfig, SequentialModel, State
+from models.base import ModelConfig, SequentialModel, State, add_and_norm
 from models.batch import PackedBatch
 from models.ops import (
     bias_gelu_dropout,
     causal_convolution,
     causal_linear_attention,
     dropout,
-    dropout_add_norm,
     linear,
     prefix_sum,
     rotate,
@@ -86,8 +85,7 @@ class GRELABlock(nn.Module):
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """gate, v, phi(q), phi(k) of x ``[T, d]``; phi is ELU + 1."""
-        norm = self.mixing_norm
-        h = nn.functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        h = self.mixing_norm(x)
         v = linear(h, self.value.weight, self.value.bias)
         q, k = linear(v, self.query_key.weight, self.query_key.bias).chunk(2, dim=-1)
         gate = nn.functional.silu(linear(h, self.gate.weight, self.gate.bias))
@@ -110,8 +108,8 @@ class GRELABlock(nn.Module):
         mixed = (attended.to(x.dtype) + nn.functional.silu(convolved)) * gate
         mixed = linear(mixed, self.out.weight, self.out.bias)
         x = x + (mixed if kept is None else mixed * kept)
-        norm, p = self.feed_forward_norm, self.config.dropout
-        z = nn.functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        p = self.config.dropout
+        z = self.feed_forward_norm(x)
         z = bias_gelu_dropout(linear(z, self.wide.weight), self.wide.bias, p, self.training)
         z = linear(z, self.narrow.weight, self.narrow.bias)
         return x + dropout(z, p, self.training)
@@ -207,11 +205,8 @@ class RecGRELA(SequentialModel):
                 nn.init.uniform_(module.taps_bias, -(_TAPS**-0.5), _TAPS**-0.5)
 
     def _embed(self, items: torch.Tensor) -> torch.Tensor:
-        norm = self.embedding_norm
         x = self.item_embedding(items)
-        return dropout_add_norm(
-            x, None, norm.weight, norm.bias, self.config.dropout, self.training, norm.eps
-        )
+        return add_and_norm(self.embedding_norm, x, None, self.config.dropout)
 
     def mixing_flops(self, length: int) -> int:
         """State renewed and read in every head, rotation, convolution, denominator."""

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import nn
 
 from models.attention import attend_to_kept, room_for_keys
-from models.base import ModelConfig, SequentialModel, State, check_room
+from models.base import ModelConfig, SequentialModel, State, add_and_norm, check_room
 from models.batch import PackedBatch
-from models.ops import attention, dropout, dropout_add_norm, linear
+from models.ops import attention, dropout, linear
 
 
 class SASRecConfig(ModelConfig):
@@ -55,10 +55,7 @@ class SASRecBlock(nn.Module):
     def finish(self, normed: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """What follows the attention, ``[T, d]``; attended ``[T, heads, d / heads]``."""
         mixed = linear(attended.flatten(1), self.output.weight, self.output.bias)
-        norm = self.feed_forward_norm
-        x = dropout_add_norm(
-            mixed, normed, norm.weight, norm.bias, self.dropout, self.training, norm.eps
-        )
+        x = add_and_norm(self.feed_forward_norm, mixed, normed, self.dropout)
         z = torch.relu(linear(x, self.first.weight, self.first.bias))
         z = dropout(z, self.dropout, self.training)
         z = linear(z, self.second.weight, self.second.bias)
