@@ -3,7 +3,7 @@
 import torch
 
 from models.ops import extension, gpu, segments
-from models.ops.linear_attention import cpu, eager
+from models.ops.linear_attention import cpu, eager, function
 
 # A program of the Triton form holds whole rows of q and k (in the backward pass also of v).
 WIDEST_ON_GPU = 128
@@ -35,9 +35,9 @@ def causal_linear_attention(
     if gpu.serves(q, k, v) and max(q.shape[2], v.shape[2]) <= WIDEST_ON_GPU:
         from models.ops.linear_attention import triton
 
-        return triton.attention(q, k, v, reset, initial)
+        return function.attention(triton.run, q, k, v, reset, initial)
     if extension.serves(q, k, v):
-        return cpu.attention(q, k, v, reset, initial)
+        return function.attention(cpu.run, q, k, v, reset, initial)
     return eager.attention(q, k, v, reset, initial)
 
 

@@ -3,20 +3,6 @@
 import torch
 
 from models.ops import extension
-from models.ops.linear_attention.function import LinearAttention
-
-
-def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    reset: torch.Tensor,
-    initial: torch.Tensor | None,
-) -> torch.Tensor:
-    """o for fp32 or bf16 operands; the initial state is taken in fp32."""
-    state = None if initial is None else initial.float()
-    o: torch.Tensor = LinearAttention.apply(run, q, k, v, reset, state)
-    return o
 
 
 def run(

@@ -24,6 +24,20 @@ class Pass(Protocol):
     ) -> torch.Tensor: ...
 
 
+def attention(
+    run: Pass,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    reset: torch.Tensor,
+    initial: torch.Tensor | None,
+) -> torch.Tensor:
+    """o for fp32 or bf16 operands; the initial state is taken in fp32."""
+    state = None if initial is None else initial.float()
+    o: torch.Tensor = LinearAttention.apply(run, q, k, v, reset, state)
+    return o
+
+
 class LinearAttention(torch.autograd.Function):
     """The gradients are linear attention too, with the operands in other roles.
 

@@ -3,7 +3,7 @@
 import torch
 
 from models.ops import extension, gpu, segments
-from models.ops.prefix_sum import cpu, eager
+from models.ops.prefix_sum import cpu, eager, function
 
 
 def prefix_sum(
@@ -26,9 +26,9 @@ def prefix_sum(
     if gpu.serves(x):
         from models.ops.prefix_sum import triton
 
-        return triton.prefix_sum(x, reset, initial)
+        return function.prefix_sum(triton.run, x, reset, initial)
     if extension.serves(x):
-        return cpu.prefix_sum(x, reset, initial)
+        return function.prefix_sum(cpu.run, x, reset, initial)
     return eager.prefix_sum(x, reset, initial)
 
 

@@ -3,14 +3,6 @@
 import torch
 
 from models.ops import extension
-from models.ops.prefix_sum.function import PrefixSum
-
-
-def prefix_sum(x: torch.Tensor, reset: torch.Tensor, initial: torch.Tensor | None) -> torch.Tensor:
-    """S for fp32 or bf16 x; the initial sum is taken in fp32."""
-    state = None if initial is None else initial.float()
-    sums: torch.Tensor = PrefixSum.apply(run, x, reset, state)
-    return sums
 
 
 def run(

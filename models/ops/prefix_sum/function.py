@@ -22,6 +22,15 @@ class Pass(Protocol):
     ) -> torch.Tensor: ...
 
 
+def prefix_sum(
+    run: Pass, x: torch.Tensor, reset: torch.Tensor, initial: torch.Tensor | None
+) -> torch.Tensor:
+    """S for fp32 or bf16 x; the initial sum is taken in fp32."""
+    state = None if initial is None else initial.float()
+    sums: torch.Tensor = PrefixSum.apply(run, x, reset, state)
+    return sums
+
+
 class PrefixSum(torch.autograd.Function):
     """The gradient of a running sum is the running sum of the gradient, from the other end.
 

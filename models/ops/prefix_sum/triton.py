@@ -11,17 +11,9 @@ import triton
 import triton.language as tl
 
 from models.ops import segments
-from models.ops.prefix_sum.function import PrefixSum
 
 CHUNK = 32  # tokens
 BLOCK = 64  # columns, at most
-
-
-def prefix_sum(x: torch.Tensor, reset: torch.Tensor, initial: torch.Tensor | None) -> torch.Tensor:
-    """S for fp32 or bf16 x; the initial sum is taken in fp32."""
-    state = None if initial is None else initial.float()
-    sums: torch.Tensor = PrefixSum.apply(run, x, reset, state)
-    return sums
 
 
 def run(
