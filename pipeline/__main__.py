@@ -1,5 +1,5 @@
 """``python -m pipeline``: the command line without its installed script, as torchrun wants it."""
 
-from pipeline.cli import main
+from pipeline.process import main
 
 main()

@@ -109,7 +109,8 @@ def test_training_without_data_is_one_line(small_set: Dataset, tmp_path: Path) -
 
 
 def test_leaving_runs_exit_functions_and_keeps_the_exit_code(tmp_path: Path) -> None:
-    script = "import atexit; from pipeline.cli import main; atexit.register(print, 'bye'); main()"
+    script = "import atexit; import pipeline.process; atexit.register(print, 'bye'); "
+    script += "pipeline.process.main()"
     said = subprocess.run(
         [sys.executable, "-c", script, "report", "nowhere", "--output", "page"],
         env=environment(),
@@ -124,7 +125,7 @@ def test_leaving_runs_exit_functions_and_keeps_the_exit_code(tmp_path: Path) -> 
 def test_a_foreign_package_called_models_is_told(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("")
-    script = "import sys; sys.path.insert(0, '.'); from pipeline.cli import main; main()"
+    script = "import sys; sys.path.insert(0, '.'); from pipeline.process import main; main()"
     said = subprocess.run(
         [sys.executable, "-c", script],
         env=environment(),

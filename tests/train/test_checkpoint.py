@@ -158,7 +158,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(
     """The file size limit of the process stands in for the disk: writes fail in the middle."""
     wanted = recipe(small_set, tmp_path, model__d=64)
     script = (
-        "import resource, sys; from pipeline.cli import main\n"
+        "import resource, sys; from pipeline.process import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "sys.argv = ['longhaul', 'train', sys.argv[1]]; main()\n"
     )

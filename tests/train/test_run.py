@@ -116,8 +116,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run(small_set: Dataset, tmp_pat
 def test_alone_imports_no_ray(small_set: Dataset, tmp_path: Path) -> None:
     wanted = recipe(small_set, tmp_path, train__engine="deepspeed", train__steps=2)
     script = (
-        "import sys; from pipeline import cli; sys.argv = ['longhaul', 'train', sys.argv[1]]\n"
-        "assert cli.run_command() == 0\n"
+        "import sys; from pipeline import process; sys.argv = ['longhaul', 'train', sys.argv[1]]\n"
+        "assert process.run_command() == 0\n"
         "assert 'deepspeed' in sys.modules; assert 'ray' not in sys.modules\n"
     )
     ended = subprocess.run(
