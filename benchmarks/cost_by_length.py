@@ -57,7 +57,7 @@ def measure(name: str, length: int, device: str, threads: int) -> dict[str, floa
     before = _memory(device)
     step()
     peak = _memory(device)
-    times = []
+    times: list[float] = []
     ends = time.perf_counter() + SECONDS
     while len(times) < 3 or time.perf_counter() < ends:
         began = time.perf_counter()

@@ -14,7 +14,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,39 +23,14 @@ import numpy as np
 import torch
 
 from benchmarks.report import surroundings, write_result
-from models import build, config_of
-from pipeline.config import TrainConfig
+from benchmarks.updates import rate, updates
+from pipeline.config import load_recipe
 from pipeline.manifest import Dataset, open_dataset
 from pipeline.member import TRAIN_END
 from pipeline.prepare import PrepareOptions, prepare
-from pipeline.stream.segments import Window
-from pipeline.stream.stream import Stream, StreamConfig
-from pipeline.train.engine import TorchEngine
-from pipeline.world import World
 
 LENGTH, ROWS = 200, 128
-
-
-def ours(dataset: Dataset) -> Iterator[int]:
-    """One update an iteration; its number of targets."""
-    window = Window(rule="lrurec", length=LENGTH, bos=True)
-    config = StreamConfig(window=window, lanes=2, lane_tokens=8192, shuffle_members=1024)
-    stream = Stream(dataset, config, seed=0, rank=0, world_size=1)
-    model = build(config_of("lrurec")(name="lrurec"), dataset.manifest.catalogue_size)
-    world = World(0, 1, torch.device("cpu"))
-    engine = TorchEngine(model, TrainConfig(steps=1, engine="torch"), world)
-    epoch = 0
-    stream.start(epoch)
-    while True:
-        step = stream.next_step()
-        if not step.segments:
-            epoch += 1
-            stream.start(epoch)
-            continue
-        for micro in step.micro:
-            engine.backward(micro.batch, step.targets)
-        engine.update(1e-3)
-        yield step.targets
+RECIPE = Path(__file__).parents[1] / "configs" / "ml-1m" / "lrurec.yaml"
 
 
 def published(checkout: Path, dataset: Dataset) -> Iterator[int]:
@@ -92,21 +66,13 @@ def published(checkout: Path, dataset: Dataset) -> Iterator[int]:
 
 
 def _training_parts(dataset: Dataset) -> dict[int, list[int]]:
-    parts = {}
+    parts: dict[int, list[int]] = {}
     for number in range(len(dataset)):
         member = dataset.read(number)
         ends = member.splits[:, TRAIN_END]
         for begin, end in zip(member.offsets[:-1].tolist(), ends.tolist(), strict=True):
             parts[len(parts)] = member.items[begin : begin + end].tolist()
     return parts
-
-
-def rate(updates: Iterator[int], seconds: float) -> float:
-    """Targets a second over whole updates of at least ``seconds``."""
-    targets, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        targets += next(updates)
-    return targets / (time.perf_counter() - began)
 
 
 def main() -> None:
@@ -125,16 +91,19 @@ def main() -> None:
         log = arguments.data / "ml-1m.txt"
         prepare(PrepareOptions(inputs=[str(log)], output=f"{folder}/set"))
         dataset = open_dataset(f"{folder}/set")
-        contenders: dict[str, Callable[[], Iterator[int]]] = {"longhaul": lambda: ours(dataset)}
+        recipe = load_recipe(str(RECIPE), [f"data.path={folder}/set", "data.lanes=2"])
+        contenders: dict[str, Callable[[], Iterator[int]]] = {
+            "longhaul": lambda: updates(recipe, dataset)
+        }
         if arguments.published and str(arguments.published) != ".":
             contenders["published"] = lambda: published(arguments.published, dataset)
         running = {name: start() for name, start in contenders.items()}
         rates: dict[str, list[float]] = {name: [] for name in running}
-        for updates in running.values():
-            next(updates)  # builds kernels, warms caches
+        for contender in running.values():
+            next(contender)  # builds kernels, warms caches
         for turn in range(arguments.turns):
-            for name, updates in running.items():
-                rates[name].append(rate(updates, arguments.seconds))
+            for name, contender in running.items():
+                rates[name].append(rate(contender, arguments.seconds))
                 print(f"turn {turn + 1}: {name} {rates[name][-1]:,.0f} targets/s", flush=True)
     lines = [
         "# Training throughput: LRURec, ML-1M",
