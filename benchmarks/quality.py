@@ -47,6 +47,7 @@ SETS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 SEEN = ("history", "none")
+WHOLE = "whole history"  # as input, where the model has no limit: its full state
 PUBLISHED = {
     ("beauty", "lrurec"): ".0528 / .0309, window masked",
     ("ml-1m", "recgrela"): ".3311 / .1959, not masked; padded, both ways, a row a prefix",
@@ -56,23 +57,25 @@ PUBLISHED = {
 
 @dataclass
 class Line:
-    """What the table says of one scorer; a Result a seed, by what was masked."""
+    """What the tables say of one scorer; a Result a seed, by protocol."""
 
     name: str
     recipe: Recipe | None = None
-    results: dict[str, list[Result]] = field(default_factory=lambda: {seen: [] for seen in SEEN})
+    results: dict[str, list[Result]] = field(default_factory=dict)
     epoch_seconds: float | None = None
 
     def cells(self, data: str) -> list[str]:
         """The line of the table."""
-        told = [self.name]
-        for seen in SEEN:
-            found = [result.metrics for result in self.results[seen]]
-            told += [_mean([metrics[name] for metrics in found]) for name in ("hr@10", "ndcg@10")]
+        told = [self.name, *(cell for seen in SEEN for cell in self.means(seen))]
         seeds = str(len(self.results[SEEN[0]])) if self.recipe else ""
         steps = f"{self.recipe.train.steps:,}" if self.recipe else ""
         seconds = f"{self.epoch_seconds:,.1f}" if self.epoch_seconds else ""
         return [*told, steps, seeds, seconds, PUBLISHED.get((data, self.name), "")]
+
+    def means(self, protocol: str) -> list[str]:
+        """HR@10 and NDCG@10."""
+        found = [result.metrics for result in self.results[protocol]]
+        return [_mean([metrics[name] for metrics in found]) for name in ("hr@10", "ndcg@10")]
 
 
 def _mean(values: list[float]) -> str:
@@ -93,7 +96,7 @@ def prepared(name: str, work: Path) -> Dataset:
 def trained_and_ranked(
     path: Path, seed: int, dataset: Dataset, work: Path, world: World, baselines: bool
 ) -> Iterator[tuple[str, Recipe, str, Result]]:
-    """(scorer, recipe, what was masked, result) of one recipe and, as asked, the baselines."""
+    """(scorer, recipe, protocol, result) of one recipe and, as asked, the baselines."""
     changes = [f"data.path={dataset.url}", f"runs={work / 'runs'}"]
     recipe = load_recipe(str(path), changes)
     if seed:
@@ -103,15 +106,16 @@ def trained_and_ranked(
         if loop.train(recipe, world, progress).state != "done":
             raise SystemExit("stopped: the same command goes on")
     trained = load_trained(recipe.run_url)
-    for seen in SEEN:
-        protocol = Protocol(**{**recipe.evaluation.model_dump(), "split": "test", "seen": seen})
-        for found in evaluate_run(trained, dataset, protocol, world, baselines=baselines):
-            yield (
-                path.stem if found.step is not None else found.scorer,
-                recipe,
-                seen,
-                found.result,
-            )
+    asked = recipe.evaluation.model_dump() | {"split": "test"}
+    protocols = {seen: Protocol(**{**asked, "seen": seen}) for seen in SEEN}
+    if trained.model.max_history is None:
+        whole = {"seen": "history", "max_history": dataset.manifest.events}
+        protocols[WHOLE] = Protocol(**{**asked, **whole})
+    for name, protocol in protocols.items():
+        with_baselines = baselines and name != WHOLE
+        for found in evaluate_run(trained, dataset, protocol, world, baselines=with_baselines):
+            scorer = path.stem if found.step is not None else found.scorer
+            yield scorer, recipe, name, found.result
 
 
 def table(name: str, only: list[str], seeds: int, work: Path, world: World) -> list[str]:
@@ -122,11 +126,11 @@ def table(name: str, only: list[str], seeds: int, work: Path, world: World) -> l
     for path in paths:
         for seed in range(seeds):
             first = path == paths[0] and seed == 0
-            for scorer, recipe, seen, result in trained_and_ranked(
+            for scorer, recipe, protocol, result in trained_and_ranked(
                 path, seed, dataset, work, world, first
             ):
                 line = found.setdefault(scorer, Line(scorer))
-                line.results[seen].append(result)
+                line.results.setdefault(protocol, []).append(result)
                 if scorer == path.stem:
                     line.recipe = recipe
     for line in found.values():
@@ -149,6 +153,23 @@ def table(name: str, only: list[str], seeds: int, work: Path, world: World) -> l
         f"| {' | '.join(head)} |",
         f"| --- |{' ---: |' * 7} --- |",
         *(f"| {' | '.join(line.cells(name))} |" for line in lines),
+        "",
+        *_windows([line for line in lines if WHOLE in line.results]),
+    ]
+
+
+def _windows(lines: list[Line]) -> list[str]:
+    """What the models without a limit gain from all of a history."""
+    if not lines:
+        return []
+    newest = lines[0].results["history"][0].protocol.max_history
+    return [
+        f"| history masked | HR@10, newest {newest} | NDCG@10 | HR@10, whole history | NDCG@10 |",
+        f"| --- |{' ---: |' * 4}",
+        *(
+            f"| {' | '.join([line.name, *line.means('history'), *line.means(WHOLE)])} |"
+            for line in lines
+        ),
         "",
     ]
 

@@ -1,22 +1,27 @@
 """Files by URL: a local folder and a bucket behave alike.
 
 Every path in longhaul is an fsspec URL. This module is the only one that knows how a write becomes
-visible at once (a rename locally, one put in an object store) and how the many exceptions of the
-storage clients become one line for the reader.
+visible at once (a rename locally, one upload in an object store), that an outage is waited out, and
+how the many exceptions of the storage clients become one line for the reader.
 """
 
+import contextlib
 import json
 import os
 import posixpath
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, TypeVar
 
 import fsspec
 
 from pipeline.errors import LonghaulError
+from pipeline.transient import outlast
+
+T = TypeVar("T")
 
 
 def is_local(url: str) -> bool:
@@ -37,8 +42,11 @@ def join(url: str, *parts: str) -> str:
 
 
 @contextmanager
-def told(url: str, action: str) -> Iterator[None]:
-    """Turn any storage exception raised inside into one line that names ``action`` and ``url``."""
+def told(url: str, action: str, kind: type[Exception] = Exception) -> Iterator[None]:
+    """Turn a storage exception raised inside into one line that names ``action`` and ``url``.
+
+    kind: OSError where code of others runs inside, whose mistakes are not the storage's.
+    """
     try:
         yield
     except LonghaulError:
@@ -47,10 +55,16 @@ def told(url: str, action: str) -> Iterator[None]:
         raise LonghaulError(f"cannot {action} {url}: it does not exist") from error
     except PermissionError as error:
         raise LonghaulError(f"cannot {action} {url}: permission denied ({error})") from error
-    except Exception as error:  # storage clients raise types of their own, from botocore to aiohttp
+    except kind as error:  # storage clients raise types of their own, from botocore to aiohttp
         reason = str(error).strip().splitlines()
         detail = reason[0] if reason else "no further detail"
         raise LonghaulError(f"cannot {action} {url}: {type(error).__name__}: {detail}") from error
+
+
+def _persist(url: str, action: str, call: Callable[[], T]) -> T:
+    """``call()``, waiting out what may pass; what does not becomes one line."""
+    with told(url, action):
+        return outlast(call, f"{action} {url}")
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -59,7 +73,10 @@ def filesystem(url: str) -> tuple[Any, str]:
     Listings are never cached: what another worker wrote a moment ago must be visible.
     """
     with told(url, "open"):
-        options = {} if is_local(url) else {"use_listings_cache": False}
+        options: dict[str, Any] = {} if is_local(url) else {"use_listings_cache": False}
+        if url.startswith("s3://"):
+            # s3fs and ``outlast`` try again; botocore below them would multiply the pauses.
+            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}}
         fs, path = fsspec.core.url_to_fs(url, **options)
         return fs, path
 
@@ -67,16 +84,14 @@ def filesystem(url: str) -> tuple[Any, str]:
 def exists(url: str) -> bool:
     """Whether a file or a folder (for a bucket: a prefix with at least one object) is there."""
     fs, path = filesystem(url)
-    with told(url, "look at"):
-        return bool(fs.exists(path))
+    return bool(_persist(url, "look at", lambda: fs.exists(path)))
 
 
 def read_bytes(url: str, start: int | None = None, stop: int | None = None) -> bytes:
     """The bytes ``[start, stop)`` of a file (all of it by default), read in one request."""
     fs, path = filesystem(url)
-    with told(url, "read"):
-        content: bytes = fs.cat_file(path, start=start, end=stop)
-        return content
+    content: bytes = _persist(url, "read", lambda: fs.cat_file(path, start=start, end=stop))
+    return content
 
 
 def read_json(url: str) -> Any:
@@ -89,9 +104,13 @@ def read_json(url: str) -> Any:
 
 
 def write_bytes(url: str, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    with create(url) as file:
-        file.write(content)
+    """Write a file that appears whole or not at all; a large one goes in parallel parts."""
+    if is_local(url):
+        with create(url) as file:
+            file.write(content)
+        return
+    fs, path = filesystem(url)
+    _persist(url, "write", lambda: fs.pipe_file(path, content))
 
 
 def write_json(url: str, document: Any) -> None:
@@ -100,45 +119,41 @@ def write_json(url: str, document: Any) -> None:
 
 
 @contextmanager
-def create(url: str) -> Iterator[BinaryIO]:
+def create(url: str) -> Iterator[IO[bytes]]:
     """A file to write that appears whole when the block ends, and not at all when it raises.
 
-    Locally it is written beside its place, flushed to the disk and renamed. An object store
-    commits an upload only when it is closed; on an error the upload is discarded.
+    Locally it is written beside its place, flushed to the disk and renamed. What is for an object
+    store is gathered in a temporary file and uploaded when it is complete.
     """
     fs, path = filesystem(url)
-    if is_local(url):
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-        with told(url, "write"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with partial.open("wb") as local:
-                    yield local
-                    local.flush()
-                    os.fsync(local.fileno())
-                partial.replace(target)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
+    if not is_local(url):
+        with tempfile.NamedTemporaryFile(prefix="longhaul-") as gathered:
+            with told(url, "write", OSError):
+                yield gathered
+                gathered.flush()
+            _persist(url, "write", lambda: fs.put_file(gathered.name, path))
         return
-    with told(url, "write"):
-        remote = fs.open(path, "wb")
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    with told(url, "write", OSError):
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield remote
+            with partial.open("wb") as local:
+                yield local
+                local.flush()
+                os.fsync(local.fileno())
+            partial.replace(target)
         except BaseException:
-            remote.discard()
-            remote.closed = True  # else its destructor would still commit what was written
+            partial.unlink(missing_ok=True)
             raise
-        remote.close()
 
 
 def files_below(url: str) -> list[str]:
     """Paths of all files below a folder, relative to it, sorted; empty where it does not exist."""
     fs, path = filesystem(url)
-    with told(url, "list"):
-        root = path.rstrip("/") + "/"
-        return sorted(found[len(root) :] for found in fs.find(path) if found.startswith(root))
+    root = path.rstrip("/") + "/"
+    found = _persist(url, "list", lambda: fs.find(path))
+    return sorted(name[len(root) :] for name in found if name.startswith(root))
 
 
 def folders_in(url: str) -> list[str]:
@@ -149,6 +164,11 @@ def folders_in(url: str) -> list[str]:
 def remove(url: str) -> None:
     """Remove a file, or a folder with all below it; nothing happens where there is none."""
     fs, path = filesystem(url)
-    with told(url, "remove"):
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
+
+    def gone() -> None:
+        # What another worker, or an attempt of ours that only seemed to fail, removed is removed.
+        with contextlib.suppress(FileNotFoundError):
+            if fs.exists(path):
+                fs.rm(path, recursive=True)
+
+    _persist(url, "remove", gone)

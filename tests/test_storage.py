@@ -1,0 +1,113 @@
+"""Files by URL: what a store that fails may and may not do to them."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline import storage, transient
+from pipeline.errors import LonghaulError
+from tests.faulty_s3 import FaultyS3
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultyS3]:
+    server = FaultyS3()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_server(server: FaultyS3) -> str:
+    """In place of the server that never fails."""
+    return server.endpoint
+
+
+@pytest.fixture
+def s3(server: FaultyS3, bucket: str) -> Iterator[FaultyS3]:
+    """The server of ``bucket``, whose faults end before the bucket is removed."""
+    yield server
+    server.fail(None)
+
+
+CONTENT = os.urandom(3 << 20)
+
+
+@pytest.mark.parametrize("kind", ["unavailable", "error", "reset", "truncate"])
+@pytest.mark.parametrize("times", [1, 6])
+def test_reads_outlast_what_passes(s3: FaultyS3, bucket: str, kind: str, times: int) -> None:
+    url = f"{bucket}/file"
+    storage.write_bytes(url, CONTENT)
+    s3.fail(kind, times=times)
+    assert storage.read_bytes(url, 1000, 2_000_000) == CONTENT[1000:2_000_000]
+    assert s3.failed == times
+    s3.fail(kind, times=times)
+    assert storage.read_bytes(url) == CONTENT
+
+
+@pytest.mark.parametrize("kind", ["unavailable", "error", "reset"])
+def test_writes_and_looks_outlast_what_passes(s3: FaultyS3, bucket: str, kind: str) -> None:
+    s3.fail(kind, times=3)
+    storage.write_bytes(f"{bucket}/folder/small", b"small")
+    s3.fail(kind, times=3)
+    with storage.create(f"{bucket}/folder/large") as file:
+        for start in range(0, len(CONTENT), 100_000):
+            file.write(CONTENT[start : start + 100_000])
+    s3.fail(kind, times=3)
+    assert storage.exists(f"{bucket}/folder")
+    s3.fail(kind, times=3)
+    assert storage.files_below(bucket) == ["folder/large", "folder/small"]
+    s3.fail(kind, times=3)
+    storage.remove(f"{bucket}/folder/small")
+    assert storage.files_below(bucket) == ["folder/large"]
+    assert storage.read_bytes(f"{bucket}/folder/large") == CONTENT
+
+
+def test_a_large_write_goes_in_parts_that_outlast_what_passes(s3: FaultyS3, bucket: str) -> None:
+    content = os.urandom(1 << 20) * 120  # above s3fs's two parts of 50 MiB
+    s3.fail("unavailable", times=4)
+    storage.write_bytes(f"{bucket}/large", content)
+    read = storage.read_bytes(f"{bucket}/large")
+    assert hashlib.sha256(read).digest() == hashlib.sha256(content).digest()
+
+
+def test_what_does_not_pass_is_told_when_patience_ends(
+    s3: FaultyS3, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LONGHAUL_STORAGE_PATIENCE", "1")
+    s3.fail("unavailable", seconds=60)
+    with pytest.raises(LonghaulError, match=f"cannot read {bucket}/file: .*Service Unavailable"):
+        storage.read_bytes(f"{bucket}/file")
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1  # not a line for every attempt
+    assert told[0].startswith(f"warning: cannot read {bucket}/file now, trying again for up to")
+
+
+def test_what_will_not_pass_is_raised_at_once(s3: FaultyS3, bucket: str) -> None:
+    calls = 0
+
+    def absent() -> None:
+        nonlocal calls
+        calls += 1
+        raise FileNotFoundError("nowhere")
+
+    with pytest.raises(FileNotFoundError):
+        transient.outlast(absent, "try")
+    assert calls == 1
+    with pytest.raises(LonghaulError, match="it does not exist"):
+        storage.read_bytes(f"{bucket}/absent")
+
+
+@pytest.mark.parametrize("where", ["bucket", "tmp_path"])
+def test_a_write_that_raises_leaves_nothing(where: str, request: pytest.FixtureRequest) -> None:
+    url = f"{request.getfixturevalue(where)}/folder"
+
+    def fails_halfway() -> None:
+        with storage.create(f"{url}/file") as file:
+            file.write(CONTENT)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails_halfway()
+    assert storage.files_below(url) == []
