@@ -29,6 +29,7 @@ from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.evaluate import Protocol
 from pipeline.stream.objective import Objective
+from pipeline.stream.reader import ReadingConfig
 from pipeline.stream.stream import StreamConfig
 from pipeline.tracking import TrackingConfig
 
@@ -166,6 +167,7 @@ class Recipe(_Part):
         Protocol(), description="how validation and test rank; the split is set by the command"
     )
     tracking: TrackingConfig = TrackingConfig()
+    reading: ReadingConfig = ReadingConfig()
     placement: PlacementConfig = PlacementConfig()
 
     @model_validator(mode="after")
@@ -215,12 +217,12 @@ class Recipe(_Part):
         return storage.join(storage.absolute(self.runs), self.name)
 
     def identity(self) -> dict[str, Any]:
-        """What the run computes: the recipe without places, logging and retention.
+        """What the run computes: the recipe without places, reading, logging and retention.
 
         Engine and ZeRO stage are places too: they decide where state lies, not what it is.
         """
         document = self.model_dump(mode="json")
-        for key in ("runs", "placement", "tracking", "schema_version"):
+        for key in ("runs", "placement", "reading", "tracking", "schema_version"):
             del document[key]
         for key in ("engine", "zero_stage", "checkpoint_every", "keep_checkpoints", "log_every"):
             del document["train"][key]

@@ -5,6 +5,7 @@
 """
 
 import io
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,10 @@ INDEX_SCHEMA = pa.schema(
         ("train_events", pa.int64()),
     ]
 )
+
+
+class DamagedError(LonghaulError):
+    """What was read is not what the manifest or the index says."""
 
 
 class _Strict(BaseModel):
@@ -138,24 +143,43 @@ class Dataset:
         return f"member {self.member[member]} of {shard}"
 
     def read(self, member: int) -> Member:
-        """Read one member by its byte range and check it against the index.
+        """One member, checked against the index. Raises LonghaulError as ``fetch`` does."""
+        return self.decode(member, self.fetch(member))
 
-        Raises LonghaulError, naming shard and member, where bytes are missing or differ.
+    def decode(self, member: int, content: bytes) -> Member:
+        """The member whose checked bytes are ``content``."""
+        return decode_member(content, self.name(member))
+
+    def fetch(self, member: int) -> bytes:
+        """The bytes of one member, read by their range and checked against the index.
+
+        Bytes that are missing or differ are read once more, since they may have suffered on the
+        way. Raises LonghaulError, naming shard and member, where they do so again.
         """
+        try:
+            return self._fetch(member)
+        except DamagedError as error:
+            print(f"warning: {error}; reading it again", file=sys.stderr, flush=True)
+            return self._fetch(member)
+
+    def _fetch(self, member: int) -> bytes:
         url = storage.join(self.url, SHARDS, self.shard[member])
         start, stop = int(self.start[member]), int(self.stop[member])
-        content = storage.read_bytes(url, start, stop)
+        try:
+            content = storage.read_bytes(url, start, stop)
+        except LonghaulError as error:
+            raise LonghaulError(f"{self.name(member)}: {error}") from error
         if len(content) != stop - start:
-            raise LonghaulError(
+            raise DamagedError(
                 f"{self.name(member)} is cut short: the index says bytes {start} to {stop}, "
                 f"{len(content)} could be read; copy or prepare the data set again"
             )
         if sha256(content) != self.sha256[member]:
-            raise LonghaulError(
+            raise DamagedError(
                 f"{self.name(member)} is damaged: its bytes {start} to {stop} do not have the "
                 "hash in the index; copy or prepare the data set again"
             )
-        return decode_member(content, self.name(member))
+        return content
 
 
 def open_dataset(url: str) -> Dataset:

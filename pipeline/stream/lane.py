@@ -1,13 +1,12 @@
 """One lane: segments in their order, filled into packed micro-batches of a fixed token budget."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.manifest import Dataset
 from pipeline.member import TRAIN_END, Member
 from pipeline.stream.order import mix, permutation, seed_of
+from pipeline.stream.reader import MemberReader
 from pipeline.stream.segments import Segments, Window, cut
 
 
@@ -67,35 +66,33 @@ class Lane:
     """The fills of one lane in one epoch, from ``position`` on.
 
     Segments are permuted inside groups of ``shuffle_members`` members, statelessly; the next group
-    is read while the present one is trained. Errors of reading surface in ``fill``.
+    is read while the present one is trained, as far as the reader's bound allows. Errors of reading
+    surface in ``fill``.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        reader: MemberReader,
         members: np.ndarray,
         window: Window,
         *,
         seed: int,
         shuffle_members: int,
         position: Position,
-        readers: ThreadPoolExecutor,
     ) -> None:
         self.position = position
-        self._dataset = dataset
+        self._reader = reader
         self._window = window
         self._seed = seed
-        self._readers = readers
         self._groups = [
             members[i : i + shuffle_members] for i in range(0, len(members), shuffle_members)
         ]
         self._current: _Group | None = None
-        self._coming: list[Future[Member]] = []
-        self._request(position.group)
+        self._announce(position.group)
 
-    def _request(self, group: int) -> None:
-        members = self._groups[group].tolist() if group < len(self._groups) else []
-        self._coming = [self._readers.submit(self._dataset.read, member) for member in members]
+    def _announce(self, group: int) -> None:
+        if group < len(self._groups):
+            self._reader.ahead(self._groups[group].tolist())
 
     def _advance(self) -> _Group | None:
         """The group that the position is in, read and permuted; None past the last one."""
@@ -105,9 +102,9 @@ class Lane:
                 self._current = None
             if self.position.group >= len(self._groups):
                 return None
-            read = [future.result() for future in self._coming]
             members = self._groups[self.position.group]
-            self._request(self.position.group + 1)
+            read = self._reader.take(members.tolist())
+            self._announce(self.position.group + 1)
             seed = seed_of("segments", self._seed, self.position.group)
             self._current = _permuted(members, read, self._window, seed)
         return self._current

@@ -7,7 +7,6 @@ loop, never when it is read ahead, so a checkpoint between two steps replays not
 import queue
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,7 @@ from pipeline.manifest import Dataset
 from pipeline.stream.lane import Fill, Lane, Position, empty_fill
 from pipeline.stream.objective import Objective
 from pipeline.stream.order import deal, lanes_of, micro_steps, seed_of
+from pipeline.stream.reader import MemberReader, ReadingConfig
 from pipeline.stream.segments import Window
 
 
@@ -91,6 +91,7 @@ class Stream:
         rank: int,
         world_size: int,
         objective: Objective | None = None,
+        reading: ReadingConfig | None = None,
     ) -> None:
         if world_size > config.lanes:
             raise LonghaulError(
@@ -105,25 +106,26 @@ class Stream:
         self._objective = objective or Objective()
         self._lanes = lanes_of(rank, world_size, config.lanes)
         self._micro_steps = micro_steps(world_size, config.lanes)
-        self._readers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="member-reader")
+        self._reader = MemberReader(dataset, reading or ReadingConfig())
         self._producer: _Producer | None = None
 
     def start(self, epoch: int, positions: dict[int, Position] | None = None) -> None:
         """Begin ``epoch``, every lane at its position (by default at its first segment)."""
-        self.close()
+        if self._producer is not None:
+            self._producer.close(wait=True)
+        self._reader.forget_plans()
         self.epoch = epoch
         given = positions or {}
         self.positions = {lane: given.get(lane, Position()) for lane in self._lanes}
         dealt = deal(self._dataset, self._config.lanes, self._seed, epoch)
         lanes = {
             number: Lane(
-                self._dataset,
+                self._reader,
                 dealt[number],
                 self._config.window,
                 seed=seed_of(self._seed, epoch, number, self._dataset.fingerprint),
                 shuffle_members=self._config.shuffle_members,
                 position=self.positions[number],
-                readers=self._readers,
             )
             for number in self._lanes
         }
@@ -158,10 +160,11 @@ class Stream:
         )
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop reading ahead, without waiting for a store that does not answer."""
         if self._producer is not None:
-            self._producer.close()
+            self._producer.close(wait=False)
             self._producer = None
+        self._reader.close()
 
 
 def _to_tensors(fill: Fill) -> PackedBatch:
@@ -221,6 +224,7 @@ class _Producer:
         self._dry = produced is _DRY
         return produced
 
-    def close(self) -> None:
+    def close(self, wait: bool) -> None:
         self._stopped.set()
-        self._thread.join()
+        if wait:
+            self._thread.join()

@@ -90,6 +90,7 @@ class Training:
             rank=world.rank,
             world_size=world.world_size,
             objective=config.objective,
+            reading=recipe.reading,
         )
         self.engine: Engine = build_engine(model, config, world, micro)
         self.origin = checkpoint.Origin(
