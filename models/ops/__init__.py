@@ -8,6 +8,7 @@ operation takes fp32 and bf16 (fast) and fp64 (eager).
 from models.ops.activation import bias_gelu_dropout
 from models.ops.attention import attention
 from models.ops.convolution import causal_convolution
+from models.ops.cutting import cut_segments
 from models.ops.dense import linear
 from models.ops.drop import dropout
 from models.ops.experts import running_softmax_experts
@@ -25,6 +26,7 @@ __all__ = [
     "bias_gelu_dropout",
     "causal_convolution",
     "causal_linear_attention",
+    "cut_segments",
     "diagonal_recurrence",
     "dropout",
     "dropout_add_norm",

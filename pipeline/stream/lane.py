@@ -3,11 +3,13 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
+from models.ops import cut_segments
 from pipeline.member import TRAIN_END, Member
 from pipeline.stream.order import mix, permutation, seed_of
 from pipeline.stream.reader import MemberReader
-from pipeline.stream.segments import Segments, Window, cut
+from pipeline.stream.segments import Window, cut
 
 
 @dataclass(frozen=True, order=True)
@@ -49,17 +51,17 @@ def empty_fill() -> Fill:
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """The segments of a few members, permuted together."""
+    """The segments of a few members, permuted together; tensors, ``[S]`` each but the first."""
 
-    items: np.ndarray  # u32, all events of the members back to back
-    origin: np.ndarray  # i64 [S], where the segment's user begins in items
-    start: np.ndarray
-    stop: np.ndarray
-    bos: np.ndarray
-    identity: np.ndarray
+    events: torch.Tensor  # uint32, all events of the members back to back
+    begin: torch.Tensor  # int64, where the segment's first target is in events
+    length: torch.Tensor  # int64, targets
+    bos: torch.Tensor  # bool
+    identity: np.ndarray  # u64
+    ends: np.ndarray  # i64, targets of this and all earlier segments
 
     def __len__(self) -> int:
-        return len(self.start)
+        return len(self.ends)
 
 
 class Lane:
@@ -115,59 +117,58 @@ class Lane:
         room = budget
         while (group := self._advance()) is not None:
             begin = self.position.segment
-            used = np.cumsum(group.stop[begin:] - group.start[begin:])
-            taken = int(np.searchsorted(used, room, side="right"))
-            if taken:
-                parts.append((group, begin, begin + taken))
-                room -= int(used[taken - 1])
-                self.position = Position(self.position.group, begin + taken)
-            if begin + taken < len(group):
+            used = int(group.ends[begin - 1]) if begin else 0
+            end = int(np.searchsorted(group.ends, used + room, side="right"))
+            if end > begin:
+                parts.append((group, begin, end))
+                room -= int(group.ends[end - 1]) - used
+                self.position = Position(self.position.group, end)
+            if end < len(group):
                 break
         return _pack(parts) if parts else None
 
 
 def _permuted(members: np.ndarray, read: list[Member], window: Window, seed: int) -> _Group:
-    columns: list[tuple[np.ndarray, ...]] = []
-    base = 0
-    for number, member in zip(members.tolist(), read, strict=True):
-        cuts: Segments = cut(member.splits[:, TRAIN_END], window)
-        origin = base + member.offsets.astype(np.int64)[cuts.user]
-        identity = _identity(number, cuts)
-        columns.append((origin, cuts.start, cuts.stop, cuts.bos, identity))
-        base += len(member.items)
-    origin, start, stop, bos, identity = (np.concatenate(c) for c in zip(*columns, strict=True))
-    order = permutation(len(start), seed)
-    items = np.concatenate([member.items for member in read])
-    return _Group(items, origin[order], start[order], stop[order], bos[order], identity[order])
-
-
-def _identity(member: int, cuts: Segments) -> np.ndarray:
-    named = mix(np.full(len(cuts), member, dtype=np.uint64))
-    named = mix(named ^ cuts.user.astype(np.uint64))
-    return mix(named ^ cuts.stop.astype(np.uint64))
+    """All segments of the group in the order of ``seed``."""
+    users = np.array([len(member) for member in read])
+    sizes = np.array([len(member.items) for member in read])
+    # Where each user's history begins among the events of the group.
+    base = np.repeat(np.cumsum(sizes) - sizes, users)
+    history = base + np.concatenate([member.offsets[:-1] for member in read]).astype(np.int64)
+    cuts = cut(np.concatenate([member.splits[:, TRAIN_END] for member in read]), window)
+    order = permutation(len(cuts), seed)
+    user, start, stop = cuts.user[order], cuts.start[order], cuts.stop[order]
+    within = np.arange(len(base)) - np.repeat(np.cumsum(users) - users, users)
+    named = mix(np.repeat(members, users).astype(np.uint64))  # by member, user in it, stop
+    named = mix(named ^ within.astype(np.uint64))
+    return _Group(
+        events=torch.from_numpy(np.concatenate([member.items for member in read])),
+        begin=torch.from_numpy(history[user] + start),
+        length=torch.from_numpy(stop - start),
+        bos=torch.from_numpy(cuts.bos[order]),
+        identity=mix(named[user] ^ stop.astype(np.uint64)),
+        ends=np.cumsum(stop - start),
+    )
 
 
 def _pack(parts: list[tuple[_Group, int, int]]) -> Fill:
-    items: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
-    lengths: list[np.ndarray] = []
-    identity: list[np.ndarray] = []
+    fills = []
     for group, begin, end in parts:
-        length = group.stop[begin:end] - group.start[begin:end]
-        ends = np.cumsum(length)
-        within = np.arange(int(ends[-1])) - np.repeat(ends - length, length)
-        place = np.repeat(group.origin[begin:end] + group.start[begin:end], length) + within
-        targets.append(group.items[place])
-        # The input at a bos segment's first token is 0; its place would be another user's event.
-        inputs = group.items[place - 1]
-        inputs[(ends - length)[group.bos[begin:end]]] = 0
-        items.append(inputs)
-        lengths.append(length)
-        identity.append(group.identity[begin:end])
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+        columns = (column[begin:end] for column in (group.begin, group.length, group.bos))
+        items, targets = cut_segments(group.events, *columns)
+        offsets = np.zeros(end - begin + 1, dtype=np.int64)
+        offsets[1:] = group.ends[begin:end] - (group.ends[begin - 1] if begin else 0)
+        fills.append(Fill(items.numpy(), targets.numpy(), offsets, group.identity[begin:end]))
+    return fills[0] if len(fills) == 1 else _joined(fills)
+
+
+def _joined(fills: list[Fill]) -> Fill:
+    firsts = np.cumsum([0, *(len(fill.items) for fill in fills)])
     return Fill(
-        np.concatenate(items).astype(np.int64),
-        np.concatenate(targets).astype(np.int64),
-        offsets,
-        np.concatenate(identity),
+        items=np.concatenate([fill.items for fill in fills]),
+        targets=np.concatenate([fill.targets for fill in fills]),
+        offsets=np.concatenate(
+            [[0], *(fill.offsets[1:] + first for fill, first in zip(fills, firsts, strict=False))]
+        ),
+        identity=np.concatenate([fill.identity for fill in fills]),
     )

@@ -73,6 +73,7 @@ class RankStep:
 
 DIGEST = 2**48
 _READ_AHEAD_STEPS = 4
+_CLOSING_PATIENCE_SECONDS = 2.0
 _DRY = None
 
 
@@ -112,7 +113,7 @@ class Stream:
     def start(self, epoch: int, positions: dict[int, Position] | None = None) -> None:
         """Begin ``epoch``, every lane at its position (by default at its first segment)."""
         if self._producer is not None:
-            self._producer.close(wait=True)
+            self._producer.close()
         self._reader.forget_plans()
         self.epoch = epoch
         given = positions or {}
@@ -160,9 +161,10 @@ class Stream:
         )
 
     def close(self) -> None:
-        """Stop reading ahead, without waiting for a store that does not answer."""
+        """Stop reading ahead, without waiting long for a store that does not answer."""
         if self._producer is not None:
-            self._producer.close(wait=False)
+            # A thread that is in torch when the interpreter ends would abort the process.
+            self._producer.close(_CLOSING_PATIENCE_SECONDS)
             self._producer = None
         self._reader.close()
 
@@ -224,7 +226,7 @@ class _Producer:
         self._dry = produced is _DRY
         return produced
 
-    def close(self, wait: bool) -> None:
+    def close(self, patience: float | None = None) -> None:
+        """End the thread, waiting ``patience`` seconds at most where it waits for a store."""
         self._stopped.set()
-        if wait:
-            self._thread.join()
+        self._thread.join(patience)
