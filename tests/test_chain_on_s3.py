@@ -10,9 +10,15 @@ import yaml
 
 from pipeline import storage
 from pipeline.manifest import open_dataset
-from pipeline.train import checkpoint
 from tests.conftest import random_histories
-from tests.train.runs import assert_bit_equal, environment, final_tensors, recipe, train_here
+from tests.train.runs import (
+    assert_bit_equal,
+    environment,
+    final_tensors,
+    recipe,
+    steps_in,
+    train_here,
+)
 
 
 def longhaul(*arguments: str) -> str:
@@ -42,7 +48,7 @@ def test_commands_on_a_bucket(bucket: str, log: str, tmp_path: Path) -> None:
     file = f"{bucket}/recipe.yaml"
     storage.write_bytes(file, yaml.safe_dump(wanted.model_dump(mode="json")).encode())
     assert "done at step 12" in longhaul("train", file)
-    assert checkpoint.steps_in(f"{bucket}/runs/run")[-1] == 12
+    assert steps_in(f"{bucket}/runs/run")[-1] == 12
     results = json.loads(longhaul("evaluate", f"{bucket}/runs/run", "--baselines", "--json"))
     assert [r["scorer"] for r in results] == ["lrurec", "popularity", "recent popularity"]
     scored = sum(int((dataset.read(m).lengths() >= 3).sum()) for m in range(len(dataset)))

@@ -1,55 +1,62 @@
 """Checkpoints: one format for every engine, ZeRO stage, precision and world size.
 
-    RUN/checkpoints/step-00001000/
-      attempt-1-0-of-2.safetensors ...   tensors by parameter name, dealt over the ranks
-      checkpoint.json                    written last: what makes the checkpoint exist
+    RUN/checkpoints/step-00001000-attempt-1/
+      0-of-2.000.safetensors ...    what each rank held: pieces of flattened tensors
+      checkpoint.json               written last: what makes the checkpoint exist
 
-Weights are the fp32 masters; a bf16 copy is their rounding and is not kept. A checkpoint is read
-only after every file has the size and the hash in ``checkpoint.json``.
+A tensor is ``weight/NAME``, ``exp_avg/NAME`` or ``exp_avg_sq/NAME``, fp32; weights are the masters,
+of which a bf16 copy is the rounding and is not kept. A rank writes the pieces it holds, and reads
+those it needs, whatever wrote them. Nothing is used whose hash differs from ``checkpoint.json``.
 """
 
-from collections.abc import Callable
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load as decode_tensors
 from safetensors.torch import save as encode_tensors
 
 from pipeline import storage
 from pipeline.errors import LonghaulError
-from pipeline.manifest import File
+from pipeline.manifest import DamagedError
 from pipeline.member import sha256
-from pipeline.train.engine import Engine
-from pipeline.world import World
+from pipeline.train.engine import Piece
 
 COMMIT = "checkpoint.json"
+SCHEMA_VERSION = 2
+CHUNK_BYTES = 8 << 20  # what is hashed, and read, at once
+_READERS = 8
+
+T = TypeVar("T")
 
 
-class DataState(BaseModel):
-    """Where the data stands: the epoch, and (group, segment) of every lane."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataState(_Part):
+    """Where the data stands: the epoch, and (group, segment) of every lane."""
 
     fingerprint: str
     epoch: int
     positions: dict[int, tuple[int, int]]
 
 
-class Best(BaseModel):
+class Best(_Part):
     """The best validation so far."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     step: int
     value: float
 
 
-class TrainState(BaseModel):
+class TrainState(_Part):
     """All that a run needs beside its tensors to go on as if nothing had happened."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     step: int
     data: DataState
@@ -60,184 +67,242 @@ class TrainState(BaseModel):
     validation: dict[str, float] | None = None  # at this very step
 
 
-class _Commit(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class PieceOnDisk(_Part):
+    """Elements ``begin`` up to ``end`` of a flattened tensor, and the byte they begin at."""
 
-    schema_version: int
+    tensor: str
+    begin: int
+    end: int
+    at: int
+
+
+class TensorFile(_Part):
+    """A safetensors file of a checkpoint; sha256 of each ``CHUNK_BYTES`` of it."""
+
+    path: str
+    bytes: int
+    sha256: list[str]
+    pieces: list[PieceOnDisk]
+
+
+class Commit(_Part):
+    """What is in ``checkpoint.json``. shapes: of the parameters."""
+
+    schema_version: int = SCHEMA_VERSION
     state: TrainState
-    files: list[File]
+    files: list[TensorFile]
+    shapes: dict[str, list[int]]
     recipe: dict[str, Any]
     recipe_hash: str
     catalogue_size: int
     world_size: int
+    attempt: int
     versions: dict[str, str]
 
 
-SCHEMA_VERSION = 1
+@dataclass(frozen=True, order=True)
+class Place:
+    """A checkpoint's folder by its name. A later attempt at a step counts as newer."""
+
+    step: int
+    attempt: int
+
+    @property
+    def name(self) -> str:
+        """Names sort as steps do."""
+        return f"step-{self.step:08d}-attempt-{self.attempt}"
+
+    @staticmethod
+    def parse(name: str) -> "Place":
+        """The place whose folder is called ``name``."""
+        _, step, _, attempt = name.split("-")
+        return Place(int(step), int(attempt))
+
+    def url(self, run_url: str) -> str:
+        """The folder in a run."""
+        return storage.join(run_url, "checkpoints", self.name)
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What wrote a checkpoint: it is kept in it, and decides nothing when it is read."""
-
-    recipe: dict[str, Any]
-    recipe_hash: str
-    catalogue_size: int
-    versions: dict[str, str]
-
-
-def folder(run_url: str, step: int) -> str:
-    """The folder of the checkpoint of ``step``; names sort as steps do."""
-    return storage.join(run_url, "checkpoints", f"step-{step:08d}")
-
-
-def steps_in(run_url: str) -> list[int]:
-    """Steps that have a committed checkpoint, oldest first."""
+def places_in(run_url: str) -> list[Place]:
+    """The committed checkpoints of a run, oldest first."""
     base = storage.join(run_url, "checkpoints")
     names = (path.split("/") for path in storage.files_below(base))
-    return sorted(int(name[0].removeprefix("step-")) for name in names if name[1:] == [COMMIT])
+    return sorted(Place.parse(name[0]) for name in names if name[1:] == [COMMIT])
 
 
-def save(
-    run_url: str, state: TrainState, engine: Engine, world: World, attempt: int, origin: Origin
-) -> None:
-    """Write and commit a checkpoint; every rank calls it. Raises on all ranks if any fails."""
-    url = folder(run_url, state.step)
-    if world.rank == 0:
-        # Of an earlier attempt that never committed, or that committed something damaged.
-        storage.remove(storage.join(url, COMMIT))
-        storage.remove(url)
-    world.gather(None)
-    owner = _deal(engine.shapes(), world.world_size)
-    tensors = engine.export(lambda name: owner[name] == world.rank)
-    name = f"attempt-{attempt}-{world.rank}-of-{world.world_size}.safetensors"
-    failure: LonghaulError | None = None
-    file: File | None = None
-    try:
-        content = encode_tensors(tensors)
-        storage.write_bytes(storage.join(url, name), content)
-        file = File(path=name, bytes=len(content), sha256=sha256(content))
-    except LonghaulError as error:
-        failure = error
-    world.agree(failure)
-    files = world.gather(file)
-    if world.rank == 0:
-        commit = _Commit(
-            schema_version=SCHEMA_VERSION,
-            state=state,
-            files=files,
-            recipe=origin.recipe,
-            recipe_hash=origin.recipe_hash,
-            catalogue_size=origin.catalogue_size,
-            world_size=world.world_size,
-            versions=origin.versions,
-        )
-        try:
-            storage.write_json(storage.join(url, COMMIT), commit.model_dump(mode="json"))
-        except LonghaulError as error:
-            failure = error
-    world.agree(failure)
+def write_pieces(url: str, name: str, pieces: Iterable[tuple[Piece, torch.Tensor]]) -> TensorFile:
+    """Write one file of pieces, fp32 on the CPU; what to commit of it."""
+    tensors = {f"{piece.tensor}[{piece.begin}:{piece.end}]": (piece, t) for piece, t in pieces}
+    content = encode_tensors({key: tensor for key, (_, tensor) in tensors.items()})
+    (header_bytes,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + header_bytes])
+    storage.write_bytes(storage.join(url, name), content)
+    return TensorFile(
+        path=name,
+        bytes=len(content),
+        sha256=[
+            sha256(content[at : at + CHUNK_BYTES]) for at in range(0, len(content), CHUNK_BYTES)
+        ],
+        pieces=[
+            PieceOnDisk(
+                tensor=piece.tensor,
+                begin=piece.begin,
+                end=piece.end,
+                at=8 + header_bytes + header[key]["data_offsets"][0],
+            )
+            for key, (piece, _) in tensors.items()
+        ],
+    )
 
 
-def _deal(shapes: dict[str, torch.Size], world_size: int) -> dict[str, int]:
-    """Which rank writes which parameter: the largest first, to the rank with the least so far."""
-    load = [0] * world_size
-    owner = {}
-    for name in sorted(shapes, key=lambda name: (-shapes[name].numel(), name)):
-        rank = load.index(min(load))
-        owner[name] = rank
-        load[rank] += shapes[name].numel()
-    return owner
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint whose files were there with the right hashes when it was opened."""
+    """A committed checkpoint, read piece by piece; every byte is checked before it is used."""
 
-    url: str
-    state: TrainState
-    recipe: dict[str, Any]
-    catalogue_size: int
-    tensors: dict[str, torch.Tensor]  # KIND/NAME -> fp32, on the CPU
+    def __init__(self, run_url: str, place: Place) -> None:
+        """Raises LonghaulError where the commit is missing, damaged or of another schema."""
+        self.url = place.url(run_url)
+        self.place = place
+        self.commit = _read_commit(storage.join(self.url, COMMIT))
+        self.state = self.commit.state
+        self._chunk: dict[tuple[int, int], bytes] = {}
+
+    @cached_property
+    def _where(self) -> dict[str, list[tuple[PieceOnDisk, int]]]:
+        """The pieces of each tensor in their order, with the number of their file."""
+        found: dict[str, list[tuple[PieceOnDisk, int]]] = {}
+        for number, file in enumerate(self.commit.files):
+            for piece in file.pieces:
+                found.setdefault(piece.tensor, []).append((piece, number))
+        for pieces in found.values():
+            pieces.sort(key=lambda entry: entry[0].begin)
+        return found
+
+    def read(self, tensor: str, begin: int = 0, end: int | None = None) -> torch.Tensor:
+        """Elements ``begin`` up to ``end`` of a flattened tensor, fp32, on the CPU.
+
+        Raises LonghaulError naming the file where bytes are missing or differ.
+        """
+        size = math.prod(self.commit.shapes[tensor.split("/", 1)[1]])
+        stop = size if end is None else end
+        found = torch.empty(stop - begin, dtype=torch.float32)
+        covered = begin
+        for piece, number in self._where.get(tensor, []):
+            low, high = max(covered, piece.begin), min(stop, piece.end)
+            if low >= high:
+                continue
+            if low > covered:
+                break
+            at = piece.at + 4 * (low - piece.begin)
+            content = self._bytes(number, at, at + 4 * (high - low))
+            part = torch.frombuffer(content, dtype=torch.float32)
+            found[low - begin : high - begin] = part
+            covered = high
+        if covered < stop:
+            raise DamagedError(f"{self.url} lacks elements {covered} up to {stop} of {tensor}")
+        return found
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A whole tensor in its shape."""
+        return self.read(name).view(self.commit.shapes[name.split("/", 1)[1]])
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The fp32 weights by parameter name."""
-        prefix = "weight/"
-        return {
-            name.removeprefix(prefix): tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith(prefix)
+        return {name: self.tensor(f"weight/{name}") for name in self.commit.shapes}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything."""
+        return {name: self.tensor(name) for name in sorted(self._where)}
+
+    def _bytes(self, number: int, start: int, stop: int) -> bytearray:
+        """Bytes of a file, by the checked chunks that hold them; several are read at once."""
+        chunks = range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES))
+        missing = [chunk for chunk in chunks if (number, chunk) not in self._chunk]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(_READERS) as readers:
+                read = list(readers.map(lambda chunk: self._read_chunk(number, chunk), missing))
+        else:
+            read = [self._read_chunk(number, chunk) for chunk in missing]
+        have = self._chunk | {
+            (number, c): content for c, content in zip(missing, read, strict=True)
         }
+        joined = b"".join(have[number, chunk] for chunk in chunks)
+        # Small tensors lie side by side: the last chunk is likely to hold the next one too.
+        self._chunk = {(number, chunks[-1]): have[number, chunks[-1]]} if chunks else {}
+        first = start - chunks.start * CHUNK_BYTES
+        return bytearray(joined[first : first + stop - start])
+
+    def _read_chunk(self, number: int, chunk: int) -> bytes:
+        file = self.commit.files[number]
+        start = chunk * CHUNK_BYTES
+        stop = min(start + CHUNK_BYTES, file.bytes)
+        url = storage.join(self.url, file.path)
+        for _ in range(2):  # what suffered on the way is whole the second time
+            content = storage.read_bytes(url, start, stop)
+            if len(content) == stop - start and sha256(content) == file.sha256[chunk]:
+                return content
+        raise DamagedError(
+            f"{url} is damaged: its bytes {start} to {stop} do not have the hash in {COMMIT}"
+        )
 
 
-def load(run_url: str, step: int) -> Checkpoint:
-    """Read the checkpoint of ``step``.
-
-    Raises LonghaulError naming the file where something is missing, damaged or of another schema.
-    """
-    url = folder(run_url, step)
-    where = storage.join(url, COMMIT)
-    document = storage.read_json(where)
+def _read_commit(url: str) -> Commit:
+    document = storage.read_json(url)
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
         raise LonghaulError(
-            f"{where} has schema_version {version}, this longhaul reads {SCHEMA_VERSION}"
+            f"{url} has schema_version {version}, this longhaul reads {SCHEMA_VERSION}"
         )
     try:
-        commit = _Commit.model_validate(document)
+        return Commit.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        raise LonghaulError(
-            f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        ) from error
-    tensors: dict[str, torch.Tensor] = {}
-    for file in commit.files:
-        content = storage.read_bytes(storage.join(url, file.path))
-        if len(content) != file.bytes or sha256(content) != file.sha256:
-            raise LonghaulError(
-                f"{storage.join(url, file.path)} is damaged: it does not have the size and hash "
-                f"in {COMMIT}"
-            )
-        tensors.update(decode_tensors(content))
-    return Checkpoint(url, commit.state, commit.recipe, commit.catalogue_size, tensors)
+        where = ".".join(map(str, first["loc"]))
+        raise LonghaulError(f"{url}: {where}: {first['msg']}") from error
 
 
-def load_newest(run_url: str, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies; ``warn`` is told of each newer one that does not.
+def newest(
+    run_url: str, use: Callable[[Checkpoint], T], warn: Callable[[str], None]
+) -> tuple[Checkpoint, T] | None:
+    """The newest checkpoint that ``use`` could read what it needs from, and what that gave.
 
-    None where the run has no checkpoint. Raises LonghaulError where it has some but none verifies.
+    warn: told of each newer one that is passed over. None where the run has no checkpoint. Raises
+    LonghaulError where it has some and none can be read.
     """
-    steps = steps_in(run_url)
+    places = places_in(run_url)
     problem: LonghaulError | None = None
-    for step in reversed(steps):
+    for place in reversed(places):
         try:
-            return load(run_url, step)
+            found = Checkpoint(run_url, place)
+            return found, use(found)
         except LonghaulError as error:
             problem = error
-            warn(f"checkpoint of step {step} is passed over: {error}")
+            warn(f"checkpoint of step {place.step} is passed over: {error}")
     if problem is not None:
         raise LonghaulError(
-            f"none of the {len(steps)} checkpoints in {run_url} can be read; the last problem: "
+            f"none of the {len(places)} checkpoints in {run_url} can be read; the last problem: "
             f"{problem}"
         )
     return None
 
 
-def load_best(run_url: str, warn: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint with the best validation, or the newest where nothing was validated."""
-    newest = load_newest(run_url, warn)
-    if newest is None:
-        raise LonghaulError(f"{run_url} has no checkpoint yet")
-    best = newest.state.best
-    return newest if best is None or best.step == newest.state.step else load(run_url, best.step)
+def best_place(run_url: str, newest_one: Checkpoint) -> Place:
+    """Where the best validation was, as the newest checkpoint tells it; else the newest itself."""
+    best = newest_one.state.best
+    if best is None:
+        return newest_one.place
+    kept = [place for place in places_in(run_url) if place.step == best.step]
+    if not kept:
+        raise LonghaulError(f"the best checkpoint of {run_url}, of step {best.step}, is not there")
+    return kept[-1]
 
 
 def retain(run_url: str, keep: int, best_step: int | None) -> None:
     """Remove all checkpoints but the newest ``keep`` and the best, and what never was committed."""
     base = storage.join(run_url, "checkpoints")
-    kept = {*steps_in(run_url)[-keep:], best_step}
+    places = places_in(run_url)
+    kept = set(places[-keep:]) | set([p for p in places if p.step == best_step][-1:])
     for name in storage.folders_in(base):
-        if int(name.removeprefix("step-")) not in kept:
+        if Place.parse(name) not in kept:
             # The commit first: half a checkpoint must not pass for a whole one.
             storage.remove(storage.join(base, name, COMMIT))
             storage.remove(storage.join(base, name))

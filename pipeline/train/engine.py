@@ -7,8 +7,9 @@ to neither, nor to a world size.
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,22 @@ from pipeline.world import World
 
 # What is kept of every parameter; AdamW's step count is one number for all.
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
+_DIVIDED_ELEMENTS = 4096  # a replicated parameter of fewer is not cut up to be saved
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements ``begin`` up to ``end`` of the flattened tensor ``KIND/NAME``."""
+
+    tensor: str
+    begin: int
+    end: int
+
+
+class Read(Protocol):
+    """Reads a state: elements ``begin`` up to ``end`` (None: all) of a flattened ``KIND/NAME``."""
+
+    def __call__(self, tensor: str, begin: int = 0, end: int | None = None) -> torch.Tensor: ...
 
 
 class Engine(Protocol):
@@ -38,11 +55,14 @@ class Engine(Protocol):
     def shapes(self) -> dict[str, torch.Size]:
         """Whole shapes of the parameters by name."""
 
-    def export(self, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
-        """State tensors ``KIND/NAME`` (fp32, CPU) of the wanted parameters; all ranks call it."""
+    def export(self) -> list[tuple[Piece, torch.Tensor]]:
+        """Copies (fp32, CPU) of the pieces of the state that this rank is to save.
 
-    def restore(self, read: Callable[[str], torch.Tensor], updates: int) -> None:
-        """Take the state over from ``read("KIND/NAME")`` after ``updates`` optimizer updates."""
+        All ranks' pieces together are the whole state, each element once.
+        """
+
+    def restore(self, read: Read, updates: int) -> None:
+        """Take over what this rank needs of a state after ``updates`` optimizer updates."""
 
     def scoring(self) -> Any:
         """A context in which ``model`` is whole and in eval mode; all ranks enter it."""
@@ -91,10 +111,10 @@ class TorchEngine:
     def shapes(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self.model.named_parameters()}
 
-    def export(self, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
-        return _export_replica(self.model, self._optimizer, wanted)
+    def export(self) -> list[tuple[Piece, torch.Tensor]]:
+        return _export_replica(self.model, self._optimizer, self._world)
 
-    def restore(self, read: Callable[[str], torch.Tensor], updates: int) -> None:
+    def restore(self, read: Read, updates: int) -> None:
         _restore_replica(self.model, self._optimizer, read, updates)
 
     @contextmanager
@@ -148,41 +168,54 @@ class DeepSpeedEngine:
     def shapes(self) -> dict[str, torch.Size]:
         return self._shapes
 
-    def export(self, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+    def export(self) -> list[tuple[Piece, torch.Tensor]]:
         if self._stage == 0:
-            return _export_replica(self.model, self._optimizer, wanted)
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        state: dict[str, torch.Tensor] = {}
+            return _export_replica(self.model, self._optimizer, self._world)
+        exported = []
         for name, parameter in self.model.named_parameters():
-            # Every rank takes part in gathering a parameter; only the one that writes it keeps it.
-            for kind in KINDS:
-                full = (
-                    safe_get_full_fp32_param(parameter)
-                    if kind == "weight"
-                    else safe_get_full_optimizer_state(parameter, kind)
-                )
-                if wanted(name):
-                    state[f"{kind}/{name}"] = full.detach().float().cpu().clone()
-        return state
+            begin, held = self._held(name, parameter)
+            for kind, tensor in held.items():
+                if len(tensor):
+                    piece = Piece(f"{kind}/{name}", begin, begin + len(tensor))
+                    exported.append((piece, tensor.detach().float().cpu().clone()))
+        return exported
 
-    def restore(self, read: Callable[[str], torch.Tensor], updates: int) -> None:
+    def restore(self, read: Read, updates: int) -> None:
         if self._stage == 0:
             _restore_replica(self.model, self._optimizer, read, updates)
             return
-        import deepspeed
-
+        parameter: Any
         for name, parameter in self.model.named_parameters():
-            whole = {kind: read(f"{kind}/{name}").to(self._world.device) for kind in KINDS}
-            if self._stage == 3:
-                _set_partition(parameter, whole, self._world)
-            else:
-                _set_whole(parameter, whole)
+            begin, held = self._held(name, parameter)
+            for kind, tensor in held.items():
+                if len(tensor):
+                    tensor.copy_(read(f"{kind}/{name}", begin, begin + len(tensor)))
             # The masters are set; what the forward pass reads must follow now, not a step later.
-            gathered = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
-            with gathered, torch.no_grad():
-                parameter.data.copy_(whole["weight"].to(parameter.dtype))
+            if self._stage == 3:
+                parameter.ds_tensor.data[: len(held["weight"])].copy_(held["weight"])
+            if parameter.numel() == self._shapes[name].numel():  # this rank has it whole
+                parameter.data.copy_(read(f"weight/{name}").view(self._shapes[name]))
         _set_updates(self._optimizer.optimizer, updates)
+
+    def _held(self, name: str, parameter: Any) -> tuple[int, dict[str, torch.Tensor]]:
+        """The piece of a parameter that this rank keeps: where it begins, and each kind of it.
+
+        The tensors are the optimizer's own (flat fp32): writing to them sets its state.
+        """
+        if self._stage == 3:
+            whole = self._shapes[name].numel()
+            part = -(-whole // self._world.world_size)
+            begin = min(whole, part * self._world.rank)
+            size = min(whole, begin + part) - begin  # the last parts are padded behind it
+            get = parameter._z3_optimizer.get_local_fp32_param
+            held = {kind: get(parameter, None if kind == "weight" else kind) for kind in KINDS}
+            return begin, {kind: tensor.data.view(-1)[:size] for kind, tensor in held.items()}
+        mapping = parameter._hp_mapping
+        if mapping is None:  # all of it is with other ranks
+            return 0, {kind: torch.empty(0) for kind in KINDS}
+        held = {kind: mapping.get_hp_fragment(None if kind == "weight" else kind) for kind in KINDS}
+        begin = mapping.lp_fragment_address.start
+        return begin, {kind: tensor.data.view(-1) for kind, tensor in held.items()}
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
@@ -252,35 +285,6 @@ def _create_moments(zero: Any) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def _set_whole(parameter: torch.Tensor, whole: dict[str, torch.Tensor]) -> None:
-    """Stages 1 and 2: DeepSpeed picks this rank's part."""
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-    safe_set_full_fp32_param(parameter, whole["weight"])
-    for kind in KINDS[1:]:
-        safe_set_full_optimizer_state(parameter, whole[kind], kind)
-
-
-def _set_partition(parameter: torch.Tensor, whole: dict[str, torch.Tensor], world: World) -> None:
-    """Stage 3: cut this rank's part here.
-
-    ``safe_set_full_*`` of DeepSpeed 0.19.8 reads past the end of a parameter that the ranks do not
-    divide evenly, since it forgets the padding of the last parts.
-    """
-    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-    part = -(-whole["weight"].numel() // world.world_size)
-    for kind, tensor in whole.items():
-        padded = torch.nn.functional.pad(
-            tensor.flatten(), (0, part * world.world_size - tensor.numel())
-        )
-        mine = padded[part * world.rank : part * (world.rank + 1)]
-        if kind == "weight":
-            safe_set_local_fp32_param(parameter, mine)
-        else:
-            safe_set_local_optimizer_state(parameter, mine, kind)
-
-
 def _set_rate(optimizer: Any, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -292,30 +296,39 @@ def _set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
 
 
 def _export_replica(
-    model: SequentialModel, optimizer: torch.optim.Optimizer, wanted: Callable[[str], bool]
-) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if not wanted(name):
+    model: SequentialModel, optimizer: torch.optim.Optimizer, world: World
+) -> list[tuple[Piece, torch.Tensor]]:
+    """Every rank has everything: each saves an even share of it."""
+    exported = []
+    for place, (name, parameter) in enumerate(model.named_parameters()):
+        begin, end = _share(parameter.numel(), place, world)
+        if begin == end:
             continue
-        state[f"weight/{name}"] = parameter.detach().cpu().clone()
         moments = optimizer.state.get(parameter, {})
-        for kind in KINDS[1:]:
-            # Before the first update there is no state yet, which is a state of zeros.
-            moment = moments.get(kind, torch.zeros_like(parameter))
-            state[f"{kind}/{name}"] = moment.detach().cpu().clone()
-    return state
+        # Before the first update there is no state yet, which is a state of zeros.
+        state = {kind: moments.get(kind, torch.zeros_like(parameter)) for kind in KINDS[1:]}
+        for kind, tensor in {"weight": parameter, **state}.items():
+            part = tensor.detach().view(-1)[begin:end]
+            exported.append((Piece(f"{kind}/{name}", begin, end), part.cpu().clone()))
+    return exported
+
+
+def _share(elements: int, place: int, world: World) -> tuple[int, int]:
+    """This rank's part of the ``place``-th parameter; a small one belongs to one rank whole."""
+    if elements < _DIVIDED_ELEMENTS:
+        return (0, elements) if place % world.world_size == world.rank else (0, 0)
+    rank, of = world.rank, world.world_size
+    return elements * rank // of, elements * (rank + 1) // of
 
 
 def _restore_replica(
-    model: SequentialModel,
-    optimizer: torch.optim.Optimizer,
-    read: Callable[[str], torch.Tensor],
-    updates: int,
+    model: SequentialModel, optimizer: torch.optim.Optimizer, read: Read, updates: int
 ) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(read(f"weight/{name}"))
-            moments = {kind: read(f"{kind}/{name}").to(parameter.device) for kind in KINDS[1:]}
-            optimizer.state[parameter] = {**moments}
+            parameter.copy_(read(f"weight/{name}").view_as(parameter))
+            optimizer.state[parameter] = {
+                kind: read(f"{kind}/{name}").view_as(parameter).to(parameter.device)
+                for kind in KINDS[1:]
+            }
     _set_updates(optimizer, updates)

@@ -33,6 +33,7 @@ from pipeline.train.run import (
     versions,
     write_state,
 )
+from pipeline.train.saving import Origin, Saver
 from pipeline.train.validation import validate
 from pipeline.world import World
 
@@ -93,11 +94,17 @@ class Training:
             reading=recipe.reading,
         )
         self.engine: Engine = build_engine(model, config, world, micro)
-        self.origin = checkpoint.Origin(
-            recipe=recipe.model_dump(mode="json"),
-            recipe_hash=recipe.hash(),
-            catalogue_size=self.dataset.manifest.catalogue_size,
-            versions=versions(),
+        self.saver = Saver(
+            recipe.run_url,
+            world,
+            attempt,
+            Origin(
+                recipe=recipe.model_dump(mode="json"),
+                recipe_hash=recipe.hash(),
+                catalogue_size=self.dataset.manifest.catalogue_size,
+                versions=versions(),
+            ),
+            config.keep_checkpoints,
         )
         self.state = self._resume()
         self._window = _Window(world.device)
@@ -110,27 +117,43 @@ class Training:
             )
 
     def _resume(self) -> TrainState:
-        """Take over the newest valid checkpoint, or begin."""
-        fingerprint = self.dataset.fingerprint
+        """Take over the newest checkpoint that every rank can read its part of, or begin."""
         url = self.recipe.run_url
-        # Rank 0 decides which one verifies; the others read the one it found.
-        found = self.world.on_rank_zero(lambda: _newest_step(url))
-        if found is None:
-            self.stream.start(0)
-            return TrainState(
-                step=0, data=DataState(fingerprint=fingerprint, epoch=0, positions={})
+        places = self.world.on_rank_zero(lambda: checkpoint.places_in(url))
+        problem = None
+        for place in reversed(places):
+            problem = None
+            try:
+                kept = checkpoint.Checkpoint(url, place)
+                data = kept.state.data
+                if data.fingerprint == self.dataset.fingerprint:
+                    self.engine.restore(kept.read, kept.state.step)
+            except LonghaulError as error:
+                problem = str(error)
+            problem = next(filter(None, self.world.gather(problem)), None)
+            if problem is None:
+                self._check_data(data)
+                positions = {lane: Position(*at) for lane, at in data.positions.items()}
+                self.stream.start(data.epoch, positions)
+                return kept.state
+            if self.world.rank == 0:
+                _warn(f"checkpoint of step {place.step} is passed over: {problem}")
+        if problem is not None:
+            raise LonghaulError(
+                f"none of the {len(places)} checkpoints in {url} can be read; the last problem: "
+                f"{problem}"
             )
-        kept = checkpoint.load(url, found)
-        data = kept.state.data
-        if data.fingerprint != fingerprint:
+        self.stream.start(0)
+        data = DataState(fingerprint=self.dataset.fingerprint, epoch=0, positions={})
+        return TrainState(step=0, data=data)
+
+    def _check_data(self, data: DataState) -> None:
+        here = self.dataset.fingerprint
+        if data.fingerprint != here:
             raise LonghaulError(
                 f"run {self.recipe.name} was trained on other data: its checkpoint names "
-                f"fingerprint {data.fingerprint[:12]}, {self.dataset.url} has {fingerprint[:12]}"
+                f"fingerprint {data.fingerprint[:12]}, {self.dataset.url} has {here[:12]}"
             )
-        self.engine.restore(kept.tensors.__getitem__, kept.state.step)
-        positions = {lane: Position(*place) for lane, place in data.positions.items()}
-        self.stream.start(data.epoch, positions)
-        return kept.state
 
     def run(self) -> RunState:
         """Train until the last step, the end of patience, or a request to stop."""
@@ -142,9 +165,11 @@ class Training:
             rank_step, plan = self._next()
             if plan.stop:
                 self._save()
+                self.saver.finish()
                 return self._tell("preempted", "asked to stop")
             self._train(rank_step, plan)
             self._after_step()
+        self.saver.finish()
         return self._tell("done", "no better validation" if self._out_of_patience() else None)
 
     def _next(self) -> tuple[RankStep, Plan]:
@@ -166,18 +191,23 @@ class Training:
         )
 
     def _read_and_agree(self) -> tuple[RankStep, Plan]:
-        """Read this rank's part and sum all parts up; a rank that cannot read stops all."""
-        problem: LonghaulError | None = None
-        try:
-            mine = self.stream.next_step()
-        except LonghaulError as error:
-            problem, mine = error, RankStep([], 0, 0, 0, 0, {}, 0.0)
+        """Read this rank's part and sum all parts up; a rank that cannot read or save stops all."""
+        problem = self.saver.problem()
+        mine = RankStep([], 0, 0, 0, 0, {}, 0.0)
+        if problem is None:
+            try:
+                mine = self.stream.next_step()
+            except LonghaulError as error:
+                problem = error
         stop, failed = int(self.world.stop_wanted), int(problem is not None)
+        uploaded = int(self.saver.uploaded())
         sums = self.world.sum_integers(
-            [mine.targets, mine.tokens, mine.segments, mine.digest, stop, failed]
+            [mine.targets, mine.tokens, mine.segments, mine.digest, stop, failed, uploaded]
         ).tolist()
         if sums[5]:
             self.world.agree(problem)
+        if sums[6] == self.world.world_size:
+            self.saver.commit()
         return mine, Plan(sums[0], sums[1], sums[2], sums[3] % DIGEST, sums[4] > 0)
 
     def _train(self, mine: RankStep, plan: Plan) -> None:
@@ -251,6 +281,7 @@ class Training:
         return self.state.validations_without_best >= config.patience
 
     def _save(self) -> None:
+        """Copy the state; it is written while training goes on."""
         began = time.perf_counter()
         positions: dict[int, tuple[int, int]] = {}
         for ranks in self.world.gather(self.stream.positions):
@@ -259,13 +290,9 @@ class Training:
             fingerprint=self.dataset.fingerprint, epoch=self.stream.epoch, positions=positions
         )
         self.state = self.state.model_copy(update={"data": data})
-        url = self.recipe.run_url
-        checkpoint.save(url, self.state, self.engine, self.world, self.attempt, self.origin)
-        if self.world.rank == 0:
-            best = self.state.best.step if self.state.best else None
-            checkpoint.retain(url, self.recipe.train.keep_checkpoints, best)
-            if self._tracker:
-                self._tracker.flush()
+        self.saver.begin(self.state, self.engine)
+        if self._tracker:
+            self._tracker.flush()
         self._tell("running")
         self._window.paused(time.perf_counter() - began)
 
@@ -337,11 +364,6 @@ class _Window:
             "segments": self._segments,
             "segments_digest": self._digest,
         }
-
-
-def _newest_step(run_url: str) -> int | None:
-    newest = checkpoint.load_newest(run_url, _warn)
-    return None if newest is None else newest.state.step
 
 
 def _warn(message: str) -> None:

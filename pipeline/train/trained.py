@@ -9,8 +9,10 @@ import torch
 import models
 from models import SequentialModel
 from pipeline.config import Recipe, parse_recipe
+from pipeline.errors import LonghaulError
 from pipeline.evaluate import ModelScorer
 from pipeline.train import checkpoint
+from pipeline.train.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,17 @@ def load_trained(
     warn: told of each newer checkpoint that does not verify. Raises LonghaulError where the run
     has no checkpoint that verifies.
     """
-    found = checkpoint.load_newest(run_url, warn) if newest else None
-    found = found or checkpoint.load_best(run_url, warn)
-    recipe = parse_recipe(found.recipe, found.url)
-    model = models.build(recipe.model, found.catalogue_size)
-    model.load_state_dict(found.weights())
-    return Trained(model.to(device).eval(), recipe, found.state.step, found.state.data.fingerprint)
+
+    def read(last: Checkpoint) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
+        place = last.place if newest else checkpoint.best_place(run_url, last)
+        wanted = last if place == last.place else Checkpoint(run_url, place)
+        return wanted, wanted.weights()
+
+    found = checkpoint.newest(run_url, read, warn)
+    if found is None:
+        raise LonghaulError(f"{run_url} has no checkpoint yet")
+    _, (kept, weights) = found
+    recipe = parse_recipe(kept.commit.recipe, kept.url)
+    model = models.build(recipe.model, kept.commit.catalogue_size)
+    model.load_state_dict(weights)
+    return Trained(model.to(device).eval(), recipe, kept.state.step, kept.state.data.fingerprint)

@@ -119,7 +119,18 @@ def digests(wanted: Recipe) -> dict[int, tuple[int, int]]:
 
 def final_tensors(wanted: Recipe) -> dict[str, torch.Tensor]:
     """All tensors of the last step's checkpoint."""
-    return checkpoint.load(wanted.run_url, wanted.train.steps).tensors
+    return checkpoint_of(wanted.run_url, wanted.train.steps).tensors()
+
+
+def steps_in(run_url: str) -> list[int]:
+    """Steps that have a committed checkpoint."""
+    return [place.step for place in checkpoint.places_in(run_url)]
+
+
+def checkpoint_of(run_url: str, step: int) -> checkpoint.Checkpoint:
+    """The newest checkpoint of a step."""
+    places = [place for place in checkpoint.places_in(run_url) if place.step == step]
+    return checkpoint.Checkpoint(run_url, places[-1])
 
 
 def assert_bit_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

@@ -14,9 +14,11 @@ from pipeline.train import checkpoint
 from pipeline.train.trained import load_trained
 from tests.train.runs import (
     assert_bit_equal,
+    checkpoint_of,
     environment,
     final_tensors,
     recipe,
+    steps_in,
     train_apart,
     train_here,
     write,
@@ -24,7 +26,7 @@ from tests.train.runs import (
 
 
 def files_of(run: str, step: int) -> list[Path]:
-    return sorted(Path(checkpoint.folder(run, step)).iterdir())
+    return sorted(Path(checkpoint_of(run, step).url).iterdir())
 
 
 def tensor_file(run: str, step: int) -> Path:
@@ -62,16 +64,14 @@ def test_files_without_a_commit_are_no_checkpoint(small_set: Dataset, tmp_path: 
     """A crash between the upload of the files and the commit."""
     wanted = recipe(small_set, tmp_path)
     train_here(wanted, stop_before=10)
-    Path(checkpoint.folder(wanted.run_url, 10), checkpoint.COMMIT).unlink()
-    assert checkpoint.steps_in(wanted.run_url) == [8]
-    found = checkpoint.load_newest(wanted.run_url, warn=pytest.fail)
-    assert found is not None
-    assert found.state.step == 8
+    Path(checkpoint_of(wanted.run_url, 10).url, checkpoint.COMMIT).unlink()
+    assert steps_in(wanted.run_url) == [8]
+    assert load_trained(wanted.run_url, warn=pytest.fail, newest=True).step == 8
     train_here(wanted)
     # What the crash left was replaced or removed.
     assert {path.name for path in Path(wanted.run_url, "checkpoints").iterdir()} == {
-        "step-00000008",
-        "step-00000012",
+        "step-00000008-attempt-1",
+        "step-00000012-attempt-2",
     }
 
 
@@ -80,7 +80,7 @@ def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(
 ) -> None:
     wanted = recipe(small_set, tmp_path)
     train_here(wanted, stop_before=6)
-    for step in checkpoint.steps_in(wanted.run_url):
+    for step in steps_in(wanted.run_url):
         flip(tensor_file(wanted.run_url, step))
     with pytest.raises(LonghaulError, match=r"none of the 2 checkpoints in .* can be read"):
         train_here(wanted)
@@ -97,20 +97,17 @@ def test_the_best_and_the_newest_are_kept(small_set: Dataset, tmp_path: Path) ->
         train__optimizer={"lr": 0.3, "clip_norm": None},
     )
     train_here(wanted)
-    newest = checkpoint.load_newest(wanted.run_url, warn=pytest.fail)
-    assert newest is not None
-    best = newest.state.best
+    best = checkpoint_of(wanted.run_url, 24).state.best
     assert best is not None
     assert best.step < 24
-    assert checkpoint.steps_in(wanted.run_url) == [best.step, 24]
-    kept = checkpoint.load_best(wanted.run_url, warn=pytest.fail)
-    assert kept.state.step == best.step
+    assert steps_in(wanted.run_url) == [best.step, 24]
+    kept = checkpoint_of(wanted.run_url, best.step)
     assert kept.state.validation is not None
     assert kept.state.validation["ndcg@10"] == best.value
     trained = load_trained(wanted.run_url, torch.device("cpu"), warn=pytest.fail)
     assert trained.step == best.step
     assert torch.equal(
-        trained.model.item_embedding.weight, kept.tensors["weight/item_embedding.weight"]
+        trained.model.item_embedding.weight, kept.tensor("weight/item_embedding.weight")
     )
 
 
@@ -135,8 +132,8 @@ def test_the_writing_is_dealt_over_the_ranks(small_set: Dataset, tmp_path: Path)
     assert train_apart(wanted, tmp_path, workers=2).returncode == 0
     names = [path.name for path in files_of(wanted.run_url, 12)]
     assert names == [
-        "attempt-1-0-of-2.safetensors",
-        "attempt-1-1-of-2.safetensors",
+        "0-of-2.000.safetensors",
+        "1-of-2.000.safetensors",
         "checkpoint.json",
     ]
     sizes = [path.stat().st_size for path in files_of(wanted.run_url, 12)[:2]]
@@ -146,10 +143,10 @@ def test_the_writing_is_dealt_over_the_ranks(small_set: Dataset, tmp_path: Path)
 def test_an_unknown_schema_is_refused(small_set: Dataset, tmp_path: Path) -> None:
     wanted = recipe(small_set, tmp_path, train__steps=4)
     train_here(wanted)
-    commit = Path(checkpoint.folder(wanted.run_url, 4), checkpoint.COMMIT)
+    commit = Path(checkpoint_of(wanted.run_url, 4).url, checkpoint.COMMIT)
     commit.write_text(json.dumps({**json.loads(commit.read_text()), "schema_version": 9}))
     with pytest.raises(LonghaulError, match="schema_version"):
-        checkpoint.load(wanted.run_url, 4)
+        checkpoint_of(wanted.run_url, 4)
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(
@@ -175,7 +172,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_checkpoint(
     assert "cannot write" in errors[0]
     assert "File too large" in errors[0]
     assert "Traceback" not in ended.stderr
-    assert checkpoint.steps_in(wanted.run_url) == []
+    assert steps_in(wanted.run_url) == []
     assert not list(Path(wanted.run_url).rglob("*.partial"))
     # With room again the run goes on, here from the start.
     assert train_here(wanted).state == "done"

@@ -1,0 +1,152 @@
+"""Saving while training goes on: it waits for the copy of the state, not for the upload.
+
+Ranks upload by themselves, in a thread each. Whether all have is asked together with every step's
+plan, so that no rank waits for another; then rank 0 writes the commit, in its thread too.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from pipeline import storage
+from pipeline.errors import LonghaulError
+from pipeline.train import checkpoint
+from pipeline.train.checkpoint import Commit, Place, TensorFile, TrainState
+from pipeline.train.engine import Engine, Piece
+from pipeline.train.run import read_state
+from pipeline.world import World
+
+R = TypeVar("R")
+
+_FILE_BYTES = 1 << 30  # tensors in a file at most, so that encoding needs little more memory
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What writes checkpoints: it is kept in them, and decides nothing when they are read."""
+
+    recipe: dict[str, Any]
+    recipe_hash: str
+    catalogue_size: int
+    versions: dict[str, str]
+
+
+class Saver:
+    """The checkpoints of one attempt, one under way at a time. All ranks call alike."""
+
+    def __init__(self, run_url: str, world: World, attempt: int, origin: Origin, keep: int) -> None:
+        self._run_url = run_url
+        self._world = world
+        self._attempt = attempt
+        self._origin = origin
+        self._keep = keep
+        self._state: TrainState | None = None  # of the checkpoint under way
+        self._shapes: dict[str, list[int]] = {}
+        self._upload: _Task[list[TensorFile]] | None = None
+        self._commit: _Task[None] | None = None
+
+    def begin(self, state: TrainState, engine: Engine) -> None:
+        """Copy the engine's state and write it in the background, after what is under way."""
+        self.finish()
+        pieces = engine.export()
+        self._state = state
+        self._shapes = {name: list(shape) for name, shape in engine.shapes().items()}
+        url = Place(state.step, self._attempt).url(self._run_url)
+        self._upload = _Task(lambda: self._write(url, pieces))
+
+    def uploaded(self) -> bool:
+        """Whether this rank has an upload behind it that is not yet committed."""
+        return self._upload is not None and self._upload.ended()
+
+    def problem(self) -> LonghaulError | None:
+        """What this rank's work in the background failed with."""
+        for task in (self._upload, self._commit):
+            if task is not None and task.ended() and task.problem is not None:
+                return task.problem
+        return None
+
+    def commit(self) -> None:
+        """Every rank has uploaded: say so in the commit. Raises on all ranks if any failed."""
+        if self._upload is None:
+            return
+        self._upload.wait()
+        self._world.agree(self._upload.problem)
+        files = [file for mine in self._world.gather(self._upload.result) for file in mine]
+        self._upload = None
+        state = self._state
+        assert state is not None
+        if self._world.rank == 0:
+            self._commit = _Task(lambda: self._write_commit(state, files))
+
+    def finish(self) -> None:
+        """Wait until what is under way is committed. Raises on all ranks if any failed."""
+        self.commit()
+        problem = None
+        if self._commit is not None:
+            self._commit.wait()
+            problem, self._commit = self._commit.problem, None
+        if self._state is not None:
+            self._world.agree(problem)
+            self._state = None
+
+    def _write(self, url: str, pieces: list[tuple[Piece, torch.Tensor]]) -> list[TensorFile]:
+        batches: list[list[tuple[Piece, torch.Tensor]]] = [[]]
+        room = _FILE_BYTES
+        for piece, tensor in pieces:
+            if tensor.nbytes > room and batches[-1]:
+                batches.append([])
+                room = _FILE_BYTES
+            batches[-1].append((piece, tensor))
+            room -= tensor.nbytes
+        rank, of = self._world.rank, self._world.world_size
+        return [
+            checkpoint.write_pieces(url, f"{rank}-of-{of}.{number:03d}.safetensors", batch)
+            for number, batch in enumerate(batches)
+        ]
+
+    def _write_commit(self, state: TrainState, files: list[TensorFile]) -> None:
+        stands = read_state(self._run_url)
+        if stands is not None and stands.attempt > self._attempt:
+            raise LonghaulError(
+                f"attempt {stands.attempt} at {self._run_url} has taken over from this one, "
+                f"attempt {self._attempt}: nothing more is saved here"
+            )
+        commit = Commit(
+            state=state,
+            files=files,
+            shapes=self._shapes,
+            world_size=self._world.world_size,
+            attempt=self._attempt,
+            **vars(self._origin),
+        )
+        url = Place(state.step, self._attempt).url(self._run_url)
+        document = commit.model_dump(mode="json")
+        storage.write_json(storage.join(url, checkpoint.COMMIT), document)
+        checkpoint.retain(self._run_url, self._keep, state.best.step if state.best else None)
+
+
+class _Task(Generic[R]):
+    """Work in a thread of its own."""
+
+    def __init__(self, work: Callable[[], R]) -> None:
+        self.result: R | None = None
+        self.problem: LonghaulError | None = None
+        self._thread = threading.Thread(target=self._run, args=(work,), name="saver", daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[], R]) -> None:
+        try:
+            self.result = work()
+        except LonghaulError as error:
+            self.problem = error
+        except Exception as error:  # a mistake of ours must not look like a finished upload
+            self.problem = LonghaulError(f"saving failed: {type(error).__name__}: {error}")
+
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        self._thread.join()
