@@ -6,6 +6,7 @@ and tells of a coming preemption; each restart finds the newest checkpoint by it
 """
 
 import os
+import signal
 import sys
 import threading
 import uuid
@@ -19,8 +20,8 @@ from pipeline import storage
 from pipeline.config import Recipe, parse_recipe
 from pipeline.errors import LonghaulError
 from pipeline.progress import Bar
-from pipeline.train.run import RunState, metrics_url, read_state, write_state
-from pipeline.world import World, pick_device
+from pipeline.train.run import RunState, metrics_url, read_state, request_stop, write_state
+from pipeline.world import STOP_SIGNALS, World, pick_device
 
 # Asking costs a round trip of all workers (2.7 ms between two).
 _STEPS_BETWEEN_PREEMPTION_POLLS = 20
@@ -76,7 +77,7 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
     )
     problem: Exception | None = None
-    with _following(recipe, before, bar):
+    with _following(recipe, before, bar), _passing_signals_on(recipe):
         try:
             trainer.fit()
         except Exception as error:
@@ -138,6 +139,29 @@ def _worker(config: dict[str, Any]) -> None:
         train(recipe, world)
     except LonghaulError:
         return
+
+
+@contextmanager
+def _passing_signals_on(recipe: Recipe) -> Iterator[None]:
+    """What asks this process to stop asks the workers, who save; asked again, it just leaves."""
+    asked = False
+
+    def stop(_number: int, _frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        request_stop(recipe.run_url)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is told of signals
+        return
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

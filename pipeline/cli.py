@@ -124,6 +124,7 @@ def train(
     """
     from pipeline.config import load_recipe
     from pipeline.progress import bar
+    from pipeline.train.run import withdraw_stop
     from pipeline.world import inside_torchrun
 
     loaded = load_recipe(recipe, overrides or [])
@@ -137,6 +138,7 @@ def train(
         if launcher == "ray":
             from cluster.ray_train import train_on_ray
 
+            withdraw_stop(loaded.run_url)
             stands = train_on_ray(loaded, progress)
         else:
             from pipeline import world
@@ -144,6 +146,7 @@ def train(
 
             surroundings = world.torchrun if launcher == "torchrun" else world.alone
             with surroundings(loaded.placement.device, loaded.placement.threads) as here:
+                here.on_rank_zero(lambda: withdraw_stop(loaded.run_url))
                 stands = loop.train(loaded, here, progress if here.rank == 0 else None)
                 if here.rank:
                     return
@@ -153,6 +156,27 @@ def train(
         raise LonghaulError(f"run {loaded.name} failed: {stands.reason}")
     if stands.state == "preempted":
         raise typer.Exit(PREEMPTED_EXIT)
+
+
+@app.command()
+def stop(
+    run: Annotated[str, typer.Argument(help="A run's folder, as runs/demo.")],
+) -> None:
+    """Ask a run to save and leave, wherever it runs.
+
+    [bold]longhaul stop s3://bucket/runs/lrurec[/bold]
+
+    It does so within seconds, and is then preempted: training it again goes on.
+    """
+    from pipeline.train.run import read_state, request_stop
+
+    stands = read_state(run)
+    if stands is None:
+        raise LonghaulError(f"no run at {run}: state.json is missing")
+    if stands.state != "running":
+        raise LonghaulError(f"run {run} is not running: {stands.state} at step {stands.step:,}")
+    request_stop(run)
+    typer.echo(f"asked to stop at step {stands.step:,} of {stands.steps:,}: {run}")
 
 
 @app.command()

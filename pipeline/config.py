@@ -74,6 +74,19 @@ class ValidationConfig(_Part):
     )
 
 
+class DivergenceConfig(_Part):
+    """What to do when a gradient is not finite, or larger than it should ever be."""
+
+    policy: Literal["stop", "skip"] = Field(
+        "stop",
+        description="skip: go back to the newest checkpoint and pass over the step; stop: fail",
+    )
+    gradient_norm: float | None = Field(
+        None, gt=0, description="norms before clipping above this count as divergence; or null"
+    )
+    most: int = Field(3, ge=1, description="steps passed over before the run fails after all")
+
+
 class TrainConfig(_Part):
     """What is optimised, how exactly, for how long."""
 
@@ -90,6 +103,7 @@ class TrainConfig(_Part):
         "bf16 matrix products",
     )
     optimizer: OptimizerConfig = OptimizerConfig()
+    divergence: DivergenceConfig = DivergenceConfig()
     validation: ValidationConfig | None = ValidationConfig()
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest ones kept, beside the best")

@@ -16,6 +16,9 @@ from pipeline.errors import LonghaulError
 
 T = TypeVar("T")
 
+# Ctrl-C, what schedulers send, and what SLURM's users have it send some time before the end.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 @dataclass
 class World:
@@ -107,7 +110,7 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
 
 @contextmanager
 def alone(device: str, threads: int | None) -> Iterator[World]:
-    """A world of one, in this process. Ctrl-C and SIGTERM ask for a stop after the step."""
+    """A world of one, in this process. A signal asks for a stop after the step."""
     _use_threads(threads, 1)
     if not dist.is_initialized():
         # DeepSpeed wants a process group even for one rank, and remembers it: it stays for good.
@@ -149,7 +152,7 @@ def _stopping_on_signals(world: World) -> Iterator[World]:
     def stop(_number: int, _frame: Any) -> None:
         world.stop_wanted = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield world
     finally:

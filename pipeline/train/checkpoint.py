@@ -65,6 +65,12 @@ class TrainState(_Part):
     best: Best | None = None
     validations_without_best: int = 0
     validation: dict[str, float] | None = None  # at this very step
+    skipped: list[int] = []  # steps passed over: read, not trained
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates behind the state."""
+        return self.step - sum(step < self.step for step in self.skipped)
 
 
 class PieceOnDisk(_Part):

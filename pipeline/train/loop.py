@@ -8,6 +8,7 @@ position a lane, and the tensors, which is what a checkpoint holds.
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +29,24 @@ from pipeline.train.engine import Engine, build_engine
 from pipeline.train.optimizer import learning_rate
 from pipeline.train.run import (
     RunState,
+    StopFile,
     metrics_url,
     open_run,
+    record_attempt,
     versions,
     write_state,
 )
 from pipeline.train.saving import Origin, Saver
 from pipeline.train.validation import validate
 from pipeline.world import World
+
+
+class Diverged(LonghaulError):
+    """The gradient of ``step`` is not one to go on with; another attempt is to pass over it."""
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -54,12 +65,26 @@ def train(recipe: Recipe, world: World, bar: Bar | None = None) -> RunState:
 
     Raises LonghaulError on every rank where any rank cannot go on.
     """
+    skipped: list[int] = []
+    while True:
+        try:
+            return _attempt(recipe, world, bar, skipped)
+        except Diverged as error:
+            skipped.append(error.step)
+            if world.rank == 0:
+                _warn(f"{error}: going back to the newest checkpoint and passing over that step")
+
+
+def _attempt(recipe: Recipe, world: World, bar: Bar | None, skipped: list[int]) -> RunState:
+    """Train once; ``skipped`` are steps that earlier attempts of this process found bad."""
     attempt = world.on_rank_zero(lambda: open_run(recipe))
     stands = RunState(state="running", attempt=attempt, step=0, steps=recipe.train.steps)
     training: Training | None = None
     try:
-        training = Training(recipe, world, attempt, bar)
+        training = Training(recipe, world, attempt, bar, skipped)
         return training.run()
+    except Diverged:
+        raise  # not the end of the run
     except BaseException as error:
         if world.rank == 0:
             step = training.state.step if training else 0
@@ -75,7 +100,14 @@ def train(recipe: Recipe, world: World, bar: Bar | None = None) -> RunState:
 class Training:
     """One attempt at a run, on one rank."""
 
-    def __init__(self, recipe: Recipe, world: World, attempt: int, bar: Bar | None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        world: World,
+        attempt: int,
+        bar: Bar | None,
+        skipped: Sequence[int] = (),
+    ) -> None:
         self.recipe, self.world, self.attempt = recipe, world, attempt
         self._bar = bar
         self._tracker: Tracker | None = None
@@ -106,9 +138,11 @@ class Training:
             ),
             config.keep_checkpoints,
         )
-        self.state = self._resume()
+        self.state = self._resume(skipped)
         self._window = _Window(world.device)
+        self._stop_file = StopFile(recipe.run_url, watched=world.rank == 0)
         if world.rank == 0:
+            record_attempt(recipe, attempt, world.world_size, self.dataset.fingerprint)
             self._tracker = Tracker(
                 metrics_url(recipe.run_url, attempt),
                 recipe.tracking,
@@ -116,7 +150,7 @@ class Training:
                 recipe.model_dump(mode="json"),
             )
 
-    def _resume(self) -> TrainState:
+    def _resume(self, skipped: Sequence[int]) -> TrainState:
         """Take over the newest checkpoint that every rank can read its part of, or begin."""
         url = self.recipe.run_url
         places = self.world.on_rank_zero(lambda: checkpoint.places_in(url))
@@ -127,7 +161,7 @@ class Training:
                 kept = checkpoint.Checkpoint(url, place)
                 data = kept.state.data
                 if data.fingerprint == self.dataset.fingerprint:
-                    self.engine.restore(kept.read, kept.state.step)
+                    self.engine.restore(kept.read, kept.state.updates)
             except LonghaulError as error:
                 problem = str(error)
             problem = next(filter(None, self.world.gather(problem)), None)
@@ -135,7 +169,8 @@ class Training:
                 self._check_data(data)
                 positions = {lane: Position(*at) for lane, at in data.positions.items()}
                 self.stream.start(data.epoch, positions)
-                return kept.state
+                together = sorted({*kept.state.skipped, *skipped})
+                return kept.state.model_copy(update={"skipped": together})
             if self.world.rank == 0:
                 _warn(f"checkpoint of step {place.step} is passed over: {problem}")
         if problem is not None:
@@ -145,7 +180,7 @@ class Training:
             )
         self.stream.start(0)
         data = DataState(fingerprint=self.dataset.fingerprint, epoch=0, positions={})
-        return TrainState(step=0, data=data)
+        return TrainState(step=0, data=data, skipped=sorted(skipped))
 
     def _check_data(self, data: DataState) -> None:
         here = self.dataset.fingerprint
@@ -167,7 +202,10 @@ class Training:
                 self._save()
                 self.saver.finish()
                 return self._tell("preempted", "asked to stop")
-            self._train(rank_step, plan)
+            if self.state.step in self.state.skipped:
+                self._pass_over(plan)
+            else:
+                self._train(rank_step, plan)
             self._after_step()
         self.saver.finish()
         return self._tell("done", "no better validation" if self._out_of_patience() else None)
@@ -175,6 +213,7 @@ class Training:
     def _next(self) -> tuple[RankStep, Plan]:
         """The next step that has anything to train, in this epoch or the next one."""
         self.world.poll(self.state.step)
+        self.world.stop_wanted |= self._stop_file.seen()
         for _ in range(2):
             positions = self.stream.positions
             mine, plan = self._read_and_agree()
@@ -217,11 +256,7 @@ class Training:
             self._window.loss += self.engine.backward(micro.batch, plan.targets)
         lr = learning_rate(step, config.steps, config.optimizer)
         norm = self.engine.update(lr)
-        if not math.isfinite(norm):
-            raise LonghaulError(
-                f"the gradient at step {step} is not finite ({norm}): lower "
-                "train.optimizer.lr, or use precision fp32"
-            )
+        self._check(norm)
         self._window.add(plan, mine.waited, lr, norm)
         self.state = self.state.model_copy(
             update={
@@ -232,11 +267,35 @@ class Training:
             }
         )
 
+    def _check(self, norm: float) -> None:
+        """Raise Diverged where the step is to be passed over, LonghaulError where the run ends."""
+        divergence, step = self.recipe.train.divergence, self.state.step
+        limit = divergence.gradient_norm or math.inf
+        if math.isfinite(norm) and norm <= limit:
+            return
+        wrong = f"above {limit:g}" if math.isfinite(norm) else "not finite"
+        message = f"the gradient at step {step} is {wrong} ({norm:g})"
+        # What was saved before this step is whole, and is what another attempt begins with.
+        self.saver.finish()
+        if divergence.policy == "skip" and len(self.state.skipped) < divergence.most:
+            raise Diverged(step, message)
+        raise LonghaulError(
+            f"{message}: lower train.optimizer.lr, or use precision fp32"
+            if divergence.policy == "stop"
+            else f"{message}; steps passed over before: {self.state.skipped}"
+        )
+
+    def _pass_over(self, plan: Plan) -> None:
+        """A step that is read and not trained."""
+        step = self.state.step
+        self._log({"step": step, "skipped_targets": plan.targets})
+        self.state = self.state.model_copy(update={"step": step + 1, "validation": None})
+
     def _after_step(self) -> None:
         """Log, validate and save as the recipe wants it after this step."""
         config, step = self.recipe.train, self.state.step
         last = step == config.steps
-        if step % config.log_every == 0 or last:
+        if (step % config.log_every == 0 or last) and self._window.targets:
             self._log(self._window.summary(self.world, self.state, self.stream.epoch))
             self._window = _Window(self.world.device)
         improved = False
@@ -322,6 +381,7 @@ class Training:
     def close(self) -> None:
         """Stop reading ahead and end the tracking."""
         self.stream.close()
+        self._stop_file.close()
         if self._tracker is not None:
             self._tracker.close(failed=self.state.step < self.recipe.train.steps)
 
@@ -333,11 +393,11 @@ class _Window:
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self._began = time.perf_counter()
         self._waited = self._paused = 0.0
-        self._targets = self._tokens = self._segments = self._digest = 0
+        self.targets = self._tokens = self._segments = self._digest = 0
         self._lr = self._norm = 0.0
 
     def add(self, plan: Plan, waited: float, lr: float, norm: float) -> None:
-        self._targets += plan.targets
+        self.targets += plan.targets
         self._tokens += plan.tokens
         self._segments += plan.segments
         self._digest = (self._digest + plan.digest) % DIGEST
@@ -353,10 +413,10 @@ class _Window:
         return {
             "step": state.step,
             "epoch": epoch,
-            "loss": world.sum_float(float(self.loss)) / self._targets,
+            "loss": world.sum_float(float(self.loss)) / self.targets,
             "lr": self._lr,
             "gradient_norm": self._norm,
-            "targets_per_second": self._targets / spent,
+            "targets_per_second": self.targets / spent,
             "tokens_per_second": self._tokens / spent,
             "data_wait_share": self._waited / spent,
             "targets_seen": state.targets_seen,

@@ -1,20 +1,42 @@
 """The run's folder: its recipe, its state, its attempts.
 
-RUN/config.yaml   state.json   checkpoints/   metrics/attempt-N.jsonl   eval/
+RUN/config.yaml   state.json   stop   attempts/attempt-N.json   metrics/attempt-N.jsonl
+RUN/checkpoints/   eval/
 """
 
+import contextlib
 import importlib.metadata
+import os
 import platform
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from pipeline import storage
 from pipeline.config import Recipe, parse_recipe
 from pipeline.errors import LonghaulError
+
+# Of the environment, what may change what is computed or how fast.
+_RECORDED = (
+    "CUDA_",
+    "DS_",
+    "GLOO_",
+    "LONGHAUL_",
+    "NCCL_",
+    "OMP_",
+    "PYTORCH_",
+    "RAY_",
+    "SLURM_",
+    "TORCH_",
+)
+_SECRET = ("KEY", "PASSWORD", "SECRET", "TOKEN")
+
+_SECONDS_BETWEEN_LOOKS = 5.0
 
 State = Literal["running", "preempted", "failed", "done"]
 
@@ -48,11 +70,8 @@ def open_run(recipe: Recipe) -> int:
                 "choose another name, or restore the recipe"
             )
     storage.write_bytes(config, recipe.to_yaml().encode())
-    attempts = [
-        int(name.removeprefix("attempt-").removesuffix(".jsonl"))
-        for name in storage.files_below(storage.join(url, "metrics"))
-    ]
-    return max(attempts, default=0) + 1
+    stands = read_state(url)
+    return 1 if stands is None else stands.attempt + 1
 
 
 def load_config(run_url: str) -> Recipe:
@@ -61,6 +80,74 @@ def load_config(run_url: str) -> Recipe:
     if not storage.exists(url):
         raise LonghaulError(f"no run at {run_url}: config.yaml is missing")
     return parse_recipe(yaml.safe_load(storage.read_bytes(url)), url)
+
+
+def record_attempt(recipe: Recipe, attempt: int, world_size: int, data: str) -> None:
+    """Keep what an attempt computes with, and on what; ``data`` is the fingerprint."""
+    document = {
+        "recipe_hash": recipe.hash(),
+        "data": data,
+        "data_path": recipe.data.path,
+        "world_size": world_size,
+        "versions": versions(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_RECORDED) and not name.endswith(_SECRET)
+        },
+    }
+    url = storage.join(recipe.run_url, "attempts", f"attempt-{attempt}.json")
+    storage.write_json(url, document)
+
+
+def request_stop(run_url: str) -> None:
+    """Ask the run to save and leave, wherever it runs. Starting it again withdraws the request."""
+    storage.write_json(_stop_url(run_url), {"stop": True})
+
+
+def stop_requested(run_url: str) -> bool:
+    """Whether somebody asked."""
+    return storage.exists(_stop_url(run_url))
+
+
+def withdraw_stop(run_url: str) -> None:
+    """The run may go on."""
+    storage.remove(_stop_url(run_url))
+
+
+class StopFile:
+    """Looks for a request to stop every few seconds, in a thread, so that no step waits for it."""
+
+    def __init__(self, run_url: str, watched: bool) -> None:
+        self._seen = threading.Event()
+        self._closed = threading.Event()
+        self._run_url = run_url
+        if watched:
+            threading.Thread(target=self._watch, name="stop-file", daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            with contextlib.suppress(LonghaulError):  # a store that fails now may answer later
+                if stop_requested(self._run_url):
+                    self._seen.set()
+                    return
+            if self._closed.wait(_SECONDS_BETWEEN_LOOKS):
+                return
+
+    def seen(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self._seen.is_set()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closed.set()
+
+
+def _stop_url(run_url: str) -> str:
+    return storage.join(storage.absolute(run_url), "stop")
 
 
 def metrics_url(run_url: str, attempt: int) -> str:

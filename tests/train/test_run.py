@@ -1,22 +1,31 @@
 """A run's name belongs to one recipe on one data set; mistakes and bad data stop it in one line."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from pipeline import world
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset
+from pipeline.train import loop
+from pipeline.train.engine import Engine
 from pipeline.train.optimizer import build_optimizer, learning_rate
-from pipeline.train.run import read_state
+from pipeline.train.run import read_state, request_stop
 from pipeline.world import World
 from tests.conftest import prepare_histories, random_histories
 from tests.train.runs import (
+    assert_bit_equal,
+    checkpoint_of,
     environment,
+    final_tensors,
     recipe,
     records,
+    steps_in,
     train_apart,
     train_here,
     wait_for_text,
@@ -82,7 +91,10 @@ def test_a_damaged_member_stops_all_workers_and_is_told(tmp_path: Path) -> None:
     assert "is damaged" in str(state.reason)
 
 
-def test_sigterm_saves_and_says_preempted(small_set: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "SIGUSR1", "longhaul stop"])
+def test_asked_to_stop_it_saves_and_says_preempted(
+    small_set: Dataset, tmp_path: Path, way: str
+) -> None:
     wanted = recipe(small_set, tmp_path, train__steps=100_000, train__checkpoint_every=100_000)
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "train", str(write(wanted, tmp_path))],
@@ -92,13 +104,60 @@ def test_sigterm_saves_and_says_preempted(small_set: Dataset, tmp_path: Path) ->
         text=True,
     )
     wait_for_text(process, Path(wanted.run_url, "metrics", "attempt-1.jsonl"), "loss")
-    process.terminate()
+    if way == "longhaul stop":
+        asked = subprocess.run(
+            [sys.executable, "-m", "pipeline", "stop", wanted.run_url],
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert "asked to stop at step" in asked.stdout
+    else:
+        process.send_signal(signal.Signals[way])
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 75
     state = json.loads(Path(wanted.run_url, "state.json").read_text())
     assert state["state"] == "preempted"
     assert f"preempted at step {state['step']:,}" in said
-    assert (Path(wanted.run_url) / "checkpoints" / f"step-{state['step']:08d}").exists()
+    assert steps_in(wanted.run_url)[-1] == state["step"]
+
+
+def test_starting_withdraws_an_old_request_to_stop(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(small_set, tmp_path)
+    request_stop(wanted.run_url)
+    assert "done at step 12" in train_apart(wanted, tmp_path).stdout
+
+
+def test_stopping_what_does_not_run_is_told(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(small_set, tmp_path, train__steps=1)
+    train_here(wanted)
+    for run, told in ((wanted.run_url, "is not running: done at step 1"), ("no", "no run at no")):
+        asked = subprocess.run(
+            [sys.executable, "-m", "pipeline", "stop", run],
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert asked.returncode == 1
+        assert told in asked.stderr
+
+
+def test_an_attempt_tells_what_it_ran_with(
+    small_set: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGHAUL_API_KEY", "secret")
+    monkeypatch.setenv("LONGHAUL_STORAGE_PATIENCE", "77")
+    wanted = recipe(small_set, tmp_path)
+    train_here(wanted, stop_before=3)
+    train_here(wanted)
+    for attempt in (1, 2):
+        text = Path(wanted.run_url, "attempts", f"attempt-{attempt}.json").read_text()
+        kept = json.loads(text)
+        assert kept["data"] == small_set.fingerprint
+        assert kept["recipe_hash"] == wanted.hash()
+        assert kept["versions"]["torch"] == torch.__version__
+        assert kept["environment"]["LONGHAUL_STORAGE_PATIENCE"] == "77"
+        assert "secret" not in text
 
 
 def test_nothing_to_train_on_is_told(tmp_path: Path) -> None:
@@ -111,6 +170,62 @@ def test_a_gradient_that_is_not_finite_stops_the_run(small_set: Dataset, tmp_pat
     wild = recipe(small_set, tmp_path, train__optimizer={"lr": 1e30, "clip_norm": None})
     with pytest.raises(LonghaulError, match=r"the gradient at step \d+ is not finite"):
         train_here(wild)
+
+
+class Wild:
+    """Spoils the gradient of one step, as a bad batch or a broken device would."""
+
+    def __init__(self, engine: Engine, step: int) -> None:
+        self.engine, self.left, self.armed = engine, step, True
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.engine, name)
+
+    def update(self, lr: float) -> float:
+        self.left -= 1
+        if self.left == -1:
+            for parameter in self.engine.model.parameters():
+                assert parameter.grad is not None
+                parameter.grad.fill_(float("nan"))
+        return self.engine.update(lr)
+
+
+def test_a_bad_step_is_passed_over_where_the_recipe_says_so(
+    small_set: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wanted = recipe(small_set, tmp_path, train__divergence={"policy": "skip"})
+    built = loop.build_engine
+    attempts = iter([9, -9])  # the first attempt only
+    monkeypatch.setattr(loop, "build_engine", lambda *a: Wild(built(*a), next(attempts)))
+    assert train_here(wanted).state == "done"
+    assert "the gradient at step 9 is not finite" in capsys.readouterr().err
+    state = checkpoint_of(wanted.run_url, 12).state
+    assert state.skipped == [9]
+    assert state.updates == 11
+    passed = [record for record in records(wanted) if "skipped_targets" in record]
+    assert [record["step"] for record in passed] == [9]
+    # The same as a run that was told beforehand.
+    told = recipe(small_set, tmp_path, "told", train__divergence={"policy": "skip"})
+    monkeypatch.setattr(loop, "build_engine", built)
+    with world.alone("cpu", 1) as here:
+        assert loop._attempt(told, here, None, [9]).state == "done"
+    assert_bit_equal(final_tensors(wanted), final_tensors(told))
+
+
+def test_too_many_bad_steps_end_the_run(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(
+        small_set,
+        tmp_path,
+        train__divergence={"policy": "skip", "gradient_norm": 1e-9, "most": 2},
+    )
+    with pytest.raises(LonghaulError, match=r"is above 1e-09 .*passed over before: \[0, 1\]"):
+        train_here(wanted)
+    state = read_state(wanted.run_url)
+    assert state is not None
+    assert state.state == "failed"
 
 
 def test_alone_imports_no_ray(small_set: Dataset, tmp_path: Path) -> None:
