@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from moto.moto_server.werkzeug_app import (
@@ -17,19 +18,54 @@ Kind = Literal["unavailable", "error", "reset", "truncate", "corrupt"]
 _SAID = {"unavailable": ("503 Slow Down", "SlowDown"), "error": ("500 Error", "InternalError")}
 
 
+@dataclass
+class Fault:
+    """Fails ``times`` requests, or all for ``seconds``, after letting ``after`` others through.
+
+    truncate and corrupt spoil what is read. matching: only requests whose path holds it.
+    """
+
+    kind: Kind
+    times: int = 0
+    seconds: float = 0.0
+    after: int = 0
+    matching: str = ""
+    failed: int = 0
+    _until: float | None = None
+
+    def strikes(self, method: str, path: str) -> bool:
+        """Whether this request fails."""
+        if self.matching not in path or (self.kind in _OF_READS and method != "GET"):
+            return False
+        if self.after > 0:
+            self.after -= 1
+            return False
+        if self._until is None:
+            self._until = time.monotonic() + self.seconds
+        if self.failed >= self.times and time.monotonic() >= self._until:
+            return False
+        self.failed += 1
+        return True
+
+
+_OF_READS = ("truncate", "corrupt")
+
+
+class _QuietHandler(MotoRequestHandler):
+    def log(self, *_: Any) -> None:
+        """No line a request."""
+
+
 class FaultyS3:
-    """Serves until stopped; ``fail`` arms faults for the requests that follow."""
+    """Serves until stopped; ``faults`` are what goes wrong with the requests that follow."""
 
     def __init__(self) -> None:
         self._app = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
-        self._kind: Kind | None = None
-        self._left = 0
-        self._until = 0.0
-        self._matching = ""
-        self.failed = 0
+        self._faults: list[Fault] = []
+        self.requests = 0
         self._server = make_server(
-            "127.0.0.1", 0, self._answer, threaded=True, request_handler=MotoRequestHandler
+            "127.0.0.1", 0, self._answer, threaded=True, request_handler=_QuietHandler
         )
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -40,30 +76,18 @@ class FaultyS3:
         self._server.shutdown()
         self._thread.join()
 
-    def fail(
-        self, kind: Kind | None, times: int = 0, seconds: float = 0.0, matching: str = ""
-    ) -> None:
-        """Fail the next ``times`` requests, or all for ``seconds``, whose path holds ``matching``.
-
-        truncate and corrupt spoil what is read. None ends a fault.
-        """
+    def suffer(self, *faults: Fault) -> None:
+        """These faults from now on, in place of those before."""
         with self._lock:
-            self._kind, self._left, self._matching = kind, times, matching
-            self._until = time.monotonic() + seconds
-            self.failed = 0
+            self._faults = list(faults)
 
     def _fault(self, environ: dict[str, Any]) -> Kind | None:
         with self._lock:
-            if self._kind is None or self._matching not in environ["PATH_INFO"]:
-                return None
-            if self._kind in ("truncate", "corrupt") and environ["REQUEST_METHOD"] != "GET":
-                return None
-            if self._left > 0:
-                self._left -= 1
-            elif time.monotonic() >= self._until:
-                return None
-            self.failed += 1
-            return self._kind
+            self.requests += 1
+            for fault in self._faults:
+                if fault.strikes(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
+                    return fault.kind
+            return None
 
     def _answer(
         self, environ: dict[str, Any], start_response: Callable[..., Any]

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import storage, transient
 from pipeline.errors import LonghaulError
-from tests.faulty_s3 import FaultyS3
+from tests.faulty_s3 import Fault, FaultyS3, Kind
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def s3_server(server: FaultyS3) -> str:
 def s3(server: FaultyS3, bucket: str) -> Iterator[FaultyS3]:
     """The server of ``bucket``, whose faults end before the bucket is removed."""
     yield server
-    server.fail(None)
+    server.suffer()
 
 
 CONTENT = os.urandom(3 << 20)
@@ -36,29 +36,30 @@ CONTENT = os.urandom(3 << 20)
 
 @pytest.mark.parametrize("kind", ["unavailable", "error", "reset", "truncate"])
 @pytest.mark.parametrize("times", [1, 6])
-def test_reads_outlast_what_passes(s3: FaultyS3, bucket: str, kind: str, times: int) -> None:
+def test_reads_outlast_what_passes(s3: FaultyS3, bucket: str, kind: Kind, times: int) -> None:
     url = f"{bucket}/file"
     storage.write_bytes(url, CONTENT)
-    s3.fail(kind, times=times)
+    fault = Fault(kind, times=times)
+    s3.suffer(fault)
     assert storage.read_bytes(url, 1000, 2_000_000) == CONTENT[1000:2_000_000]
-    assert s3.failed == times
-    s3.fail(kind, times=times)
+    assert fault.failed == times
+    s3.suffer(Fault(kind, times=times))
     assert storage.read_bytes(url) == CONTENT
 
 
 @pytest.mark.parametrize("kind", ["unavailable", "error", "reset"])
-def test_writes_and_looks_outlast_what_passes(s3: FaultyS3, bucket: str, kind: str) -> None:
-    s3.fail(kind, times=3)
+def test_writes_and_looks_outlast_what_passes(s3: FaultyS3, bucket: str, kind: Kind) -> None:
+    s3.suffer(Fault(kind, times=3))
     storage.write_bytes(f"{bucket}/folder/small", b"small")
-    s3.fail(kind, times=3)
+    s3.suffer(Fault(kind, times=3))
     with storage.create(f"{bucket}/folder/large") as file:
         for start in range(0, len(CONTENT), 100_000):
             file.write(CONTENT[start : start + 100_000])
-    s3.fail(kind, times=3)
+    s3.suffer(Fault(kind, times=3))
     assert storage.exists(f"{bucket}/folder")
-    s3.fail(kind, times=3)
+    s3.suffer(Fault(kind, times=3))
     assert storage.files_below(bucket) == ["folder/large", "folder/small"]
-    s3.fail(kind, times=3)
+    s3.suffer(Fault(kind, times=3))
     storage.remove(f"{bucket}/folder/small")
     assert storage.files_below(bucket) == ["folder/large"]
     assert storage.read_bytes(f"{bucket}/folder/large") == CONTENT
@@ -66,7 +67,7 @@ def test_writes_and_looks_outlast_what_passes(s3: FaultyS3, bucket: str, kind: s
 
 def test_a_large_write_goes_in_parts_that_outlast_what_passes(s3: FaultyS3, bucket: str) -> None:
     content = os.urandom(1 << 20) * 120  # above s3fs's two parts of 50 MiB
-    s3.fail("unavailable", times=4)
+    s3.suffer(Fault("unavailable", times=4))
     storage.write_bytes(f"{bucket}/large", content)
     read = storage.read_bytes(f"{bucket}/large")
     assert hashlib.sha256(read).digest() == hashlib.sha256(content).digest()
@@ -76,7 +77,7 @@ def test_what_does_not_pass_is_told_when_patience_ends(
     s3: FaultyS3, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LONGHAUL_STORAGE_PATIENCE", "1")
-    s3.fail("unavailable", seconds=60)
+    s3.suffer(Fault("unavailable", seconds=60))
     with pytest.raises(LonghaulError, match=f"cannot read {bucket}/file: .*Service Unavailable"):
         storage.read_bytes(f"{bucket}/file")
     told = capsys.readouterr().err.splitlines()

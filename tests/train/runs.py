@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from pipeline import world
+from pipeline import storage, world
 from pipeline.config import Recipe, parse_recipe
 from pipeline.manifest import Dataset
 from pipeline.train import checkpoint, loop
@@ -108,8 +108,10 @@ def wait_for_text(process: "subprocess.Popen[str]", file: Path, text: str) -> No
 
 def records(wanted: Recipe) -> Iterator[dict[str, Any]]:
     """The metrics of all attempts, in order."""
-    for file in sorted(Path(wanted.run_url, "metrics").iterdir()):
-        yield from map(json.loads, file.read_text().splitlines())
+    folder = storage.join(wanted.run_url, "metrics")
+    names = storage.files_below(folder)
+    for name in sorted(names, key=lambda name: int(name[len("attempt-") : -len(".jsonl")])):
+        yield from map(json.loads, storage.read_bytes(storage.join(folder, name)).splitlines())
 
 
 def digests(wanted: Recipe) -> dict[int, tuple[int, int]]:
