@@ -1,0 +1,94 @@
+"""Runs hurt in every way a cluster hurts them, again and again: how many went on as they should.
+
+    python -m benchmarks.faults [--cases 5] [--seed 0]
+
+Every setting is trained once undisturbed, then ``--cases`` times with faults at random instants of
+random ranks (tests/faults/campaign.py says which and how). A fault is survived where the run ends
+with the weights of the undisturbed one, to the last bit at the same number of workers and to
+rounding at others, and has trained every segment of every step once.
+"""
+
+import argparse
+import os
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from benchmarks.report import surroundings, write_result
+from pipeline import storage
+from pipeline.progress import bar
+from tests.conftest import prepare_histories, random_histories
+from tests.faults.campaign import HARM, PROCESS, SETTINGS, Campaign, Outcome
+from tests.faulty_s3 import FaultyS3
+
+
+def bucket_on(server: FaultyS3) -> str:
+    """An empty bucket; child processes find the server by the environment too."""
+    os.environ |= {
+        "AWS_ENDPOINT_URL": server.endpoint,
+        "AWS_ACCESS_KEY_ID": "faults",
+        "AWS_SECRET_ACCESS_KEY": "faults",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    fs, _ = storage.filesystem("s3://faults")
+    fs.mkdir("faults")
+    return "s3://faults"
+
+
+def main() -> None:
+    """Run the campaign and write a dated result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--cases", type=int, default=5, help="of each setting")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    outcomes: list[Outcome] = []
+    server = FaultyS3()
+    with tempfile.TemporaryDirectory() as folder, bar("fault campaign") as progress:
+        dataset = prepare_histories(random_histories(300, 50, seed=1), Path(folder, "set"))
+        campaign = Campaign(dataset, Path(folder), server, bucket_on(server))
+        cases = [(setting, case) for case in range(given.cases) for setting in SETTINGS]
+        for number, (setting, _) in enumerate(cases):
+            seed = given.seed * 10_000 + number
+            kinds = random.Random(seed).sample([*PROCESS, *HARM], 6)
+            outcomes.append(campaign.case(setting, kinds, seed))
+            hurt = sum(len(outcome.injected) for outcome in outcomes)
+            progress.update(
+                number + 1, len(cases), f"{hurt} faults, {_lost(outcomes)} not survived"
+            )
+    server.stop()
+    write_result("faults", _page(outcomes))
+
+
+def _lost(outcomes: list[Outcome]) -> int:
+    return sum(len(outcome.injected) for outcome in outcomes if not outcome.survived)
+
+
+def _page(outcomes: list[Outcome]) -> list[str]:
+    injected = sum(len(outcome.injected) for outcome in outcomes)
+    kinds = Counter(kind for outcome in outcomes for kind in outcome.injected)
+    lines = [
+        "# Faults",
+        "",
+        *surroundings(threads=1),
+        "",
+        f"**{injected - _lost(outcomes)} of {injected} faults survived**, in {len(outcomes)} runs.",
+        "",
+        "| setting | runs | faults | survived | weights as the undisturbed run's |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for setting in SETTINGS:
+        here = [outcome for outcome in outcomes if outcome.setting.name == setting.name]
+        hurt = sum(len(outcome.injected) for outcome in here)
+        equal = Counter(outcome.equal for outcome in here)
+        lines.append(
+            f"| {setting.name} | {len(here)} | {hurt} | {hurt - _lost(here)} | "
+            f"{', '.join(f'{count} to {name}' for name, count in equal.items())} |"
+        )
+    lines += ["", "| fault | times |", "| --- | ---: |"]
+    lines += [f"| {kind} | {count} |" for kind, count in sorted(kinds.items())]
+    return lines
+
+
+if __name__ == "__main__":
+    main()
