@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +24,7 @@ from pipeline.progress import Bar
 from pipeline.train.run import RunState, metrics_url, read_state, request_stop, write_state
 from pipeline.world import STOP_SIGNALS, World, pick_device
 
-# Asking costs a round trip of all workers (2.7 ms between two).
-_STEPS_BETWEEN_PREEMPTION_POLLS = 20
+_SECONDS_BETWEEN_POLLS = 2.0  # asking costs a round trip of all workers, 2.7 ms between two
 
 
 def inside_cluster() -> bool:
@@ -52,10 +52,12 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
         address = "local" if own_cluster else "auto"
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     use_gpu = placement.device == "cuda" or (
-        placement.device == "auto" and ray.cluster_resources().get("GPU", 0) >= placement.workers
+        placement.device == "auto"
+        and ray.cluster_resources().get("GPU", 0) >= placement.least_workers
     )
     threads = placement.threads or 1
-    need = {"CPU": placement.workers * threads} | ({"GPU": placement.workers} if use_gpu else {})
+    each = {"CPU": threads} | ({"GPU": 1} if use_gpu else {})
+    need = {kind: count * placement.least_workers for kind, count in each.items()}
     _check_resources(need, ray.cluster_resources(), own_cluster)
     before = read_state(recipe.run_url)
     fs, path = storage.filesystem(storage.join(recipe.run_url, "launch", "ray"))
@@ -65,7 +67,7 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=use_gpu,
-            resources_per_worker={kind: all_ / placement.workers for kind, all_ in need.items()},
+            resources_per_worker=each,
         ),
         run_config=RunConfig(
             # A name of its own each time: a known one would make Ray resume by its own registry.
@@ -114,14 +116,27 @@ def _check_resources(need: dict[str, int], have: dict[str, float], own_cluster: 
 
 
 class _RayWorld(World):
-    """Asks Ray now and then whether this node is about to be taken away."""
+    """Asks Ray now and then whether a node is about to be taken away.
+
+    The run then saves and goes on: Ray ends the workers at the deadline and starts others. One
+    that left by itself would count as finished.
+    """
+
+    _asked = 0.0
+    _deadline: int | None = None
+
+    def poll_due(self) -> bool:
+        return self.rank == 0 and time.monotonic() - self._asked >= _SECONDS_BETWEEN_POLLS
 
     def poll(self, step: int) -> None:
         """See World.poll; Ray's answer is the same on all ranks."""
         import ray.train
 
-        if step % _STEPS_BETWEEN_PREEMPTION_POLLS == 0:
-            self.stop_wanted = ray.train.get_preemption_info() is not None
+        self._asked = time.monotonic()
+        notice = ray.train.get_preemption_info()
+        if notice is not None and notice.deadline_ms != self._deadline:
+            self._deadline = notice.deadline_ms
+            self.save_wanted = True
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -132,7 +132,7 @@ def train(
     if launcher == "auto":
         from os import environ
 
-        on_ray = loaded.placement.workers > 1 or "RAY_ADDRESS" in environ
+        on_ray = loaded.placement.most_workers > 1 or "RAY_ADDRESS" in environ
         launcher = "torchrun" if inside_torchrun() else "ray" if on_ray else "alone"
     with bar(f"train {loaded.name}") as progress:
         if launcher == "ray":

@@ -18,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PositiveInt,
     SerializeAsAny,
     ValidationError,
     model_validator,
@@ -127,8 +128,10 @@ class TrainConfig(_Part):
 class PlacementConfig(_Part):
     """Where the run runs. Nothing here changes what it computes."""
 
-    workers: int = Field(
-        1, ge=1, description="training processes that Ray starts; at most data.lanes"
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        1,
+        description="training processes that Ray starts, at most data.lanes; [least, most]: as "
+        "many as there is room for, more or fewer as nodes come and go",
     )
     launcher: Literal["auto", "alone", "torchrun", "ray"] = Field(
         "auto",
@@ -144,6 +147,24 @@ class PlacementConfig(_Part):
     max_failures: int = Field(
         3, ge=0, description="restarts by Ray after a worker or node is lost; each resumes"
     )
+
+    @property
+    def least_workers(self) -> int:
+        """Fewer than these the run does not start with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """More than these it never has."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "PlacementConfig":
+        if self.least_workers > self.most_workers:
+            raise ValueError(
+                f"workers: the least, {self.least_workers}, exceed the most, {self.most_workers}"
+            )
+        return self
 
 
 def _model_config(value: Any) -> Any:
@@ -186,7 +207,7 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _workers_have_lanes(self) -> "Recipe":
-        workers, lanes = self.placement.workers, self.data.lanes
+        workers, lanes = self.placement.most_workers, self.data.lanes
         if workers > lanes:
             raise ValueError(
                 f"placement.workers {workers} exceeds data.lanes {lanes}: set data.lanes to the "

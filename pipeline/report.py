@@ -171,12 +171,13 @@ def _page(
 ) -> str:
     stands, last = read_state(url), trained[-1]
     rates = sorted(record["targets_per_second"] for record in trained)
+    fewest, most = recipe.placement.least_workers, recipe.placement.most_workers
     facts = {
         "State": f"{stands.state} at step {stands.step:,} of {stands.steps:,}" if stands else "?",
         "Model": f"{recipe.model.name}, d = {recipe.model.d}",
         "Training": f"{recipe.train.engine}"
         + (f", ZeRO-{recipe.train.zero_stage}" if recipe.train.engine == "deepspeed" else "")
-        + f", {recipe.train.precision}, {recipe.placement.workers} workers",
+        + f", {recipe.train.precision}, {fewest}{f' to {most}' if most > fewest else ''} workers",
         "Seen": f"{last['targets_seen']:,} targets in {last['epoch'] + 1} epochs",
         "Speed": f"{rates[len(rates) // 2]:,.0f} targets a second (median)",
         "Last loss": f"{last['loss']:.4f} nats a target",

@@ -24,16 +24,22 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class World:
     """A rank among ``world_size``. Collectives go over CPU tensors and are free in a world of one.
 
-    stop_wanted is this rank's own view; the loop makes all ranks agree before it acts on it.
+    stop_wanted (save and leave) and save_wanted (save and go on, soon to be torn away) are this
+    rank's own view; the loop makes all ranks agree before it acts on them.
     """
 
     rank: int
     world_size: int
     device: torch.device
     stop_wanted: bool = field(default=False)
+    save_wanted: bool = field(default=False)
+
+    def poll_due(self) -> bool:
+        """Whether all ranks are to poll before the next step; one that says so is enough."""
+        return self.rank == 0
 
     def poll(self, step: int) -> None:
-        """Ask the surroundings whether to stop; called by all ranks before the same step."""
+        """Ask the surroundings whether to stop or save; all ranks do so before the same step."""
 
     def sum_integers(self, values: Sequence[int] | np.ndarray) -> np.ndarray:
         """Each of ``n`` values summed over the ranks, exactly: int64 ``[n]``."""

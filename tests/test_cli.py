@@ -52,6 +52,7 @@ def test_every_recipe_of_the_project_is_valid(file: Path) -> None:
         ("train.zero_stage=0", "train: zero_stage 0 with precision bf16 does not exist"),
         ("data.window.length=9000", "data: window.length 9000 does not fit lane_tokens 4096"),
         ("data.window=none", "data.window: Input should be"),
+        ("placement.workers=[2,1]", "placement: workers: the least, 2, exceed the most, 1"),
         ("placement.workers=99", "placement.workers 99 exceeds data.lanes 2: set data.lanes"),
         ("placement.launcher=alone", "placement.launcher alone is one worker, not 2"),
         ("train.objective.name=last", "train.objective.name: Input should be 'next_item', 'cloze'"),

@@ -58,6 +58,7 @@ class Plan:
     segments: int
     digest: int
     stop: bool
+    save: bool
 
 
 def train(recipe: Recipe, world: World, bar: Bar | None = None) -> RunState:
@@ -110,6 +111,7 @@ class Training:
     ) -> None:
         self.recipe, self.world, self.attempt = recipe, world, attempt
         self._bar = bar
+        self._poll = True
         self._tracker: Tracker | None = None
         self.dataset: Dataset = open_dataset(recipe.data.path)
         config = recipe.train
@@ -207,12 +209,17 @@ class Training:
             else:
                 self._train(rank_step, plan)
             self._after_step()
+            if plan.save:  # this node is about to go: what is not committed soon is lost
+                self.world.save_wanted = False
+                self._save()
+                self.saver.finish()
         self.saver.finish()
         return self._tell("done", "no better validation" if self._out_of_patience() else None)
 
     def _next(self) -> tuple[RankStep, Plan]:
         """The next step that has anything to train, in this epoch or the next one."""
-        self.world.poll(self.state.step)
+        if self._poll:
+            self.world.poll(self.state.step)
         self.world.stop_wanted |= self._stop_file.seen()
         for _ in range(2):
             positions = self.stream.positions
@@ -238,16 +245,17 @@ class Training:
                 mine = self.stream.next_step()
             except LonghaulError as error:
                 problem = error
-        stop, failed = int(self.world.stop_wanted), int(problem is not None)
-        uploaded = int(self.saver.uploaded())
-        sums = self.world.sum_integers(
-            [mine.targets, mine.tokens, mine.segments, mine.digest, stop, failed, uploaded]
-        ).tolist()
-        if sums[5]:
+        work = [mine.targets, mine.tokens, mine.segments, mine.digest]
+        asked = [self.world.stop_wanted, self.world.save_wanted, self.world.poll_due()]
+        stands = [problem is not None, self.saver.uploaded()]
+        sums = self.world.sum_integers([*work, *map(int, asked + stands)]).tolist()
+        targets, tokens, segments, digest, stop, save, poll, failed, uploaded = sums
+        if failed:
             self.world.agree(problem)
-        if sums[6] == self.world.world_size:
+        if uploaded == self.world.world_size:
             self.saver.commit()
-        return mine, Plan(sums[0], sums[1], sums[2], sums[3] % DIGEST, sums[4] > 0)
+        self._poll = poll > 0
+        return mine, Plan(targets, tokens, segments, digest % DIGEST, stop > 0, save > 0)
 
     def _train(self, mine: RankStep, plan: Plan) -> None:
         config, step = self.recipe.train, self.state.step

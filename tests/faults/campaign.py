@@ -124,7 +124,7 @@ class Campaign:
         stands = read_state(hurt.run_url)
         if stands is None or stands.state != "done":
             return Outcome(setting, injected, f"did not end: {stands}", False)
-        equal = _compare(final_tensors(whole), final_tensors(hurt))
+        equal = compare(final_tensors(whole), final_tensors(hurt))
         return Outcome(setting, injected, equal, digests(whole) == digests(hurt))
 
     def _whole(self, setting: Setting) -> tuple[Recipe, int, int]:
@@ -196,7 +196,8 @@ class Campaign:
             storage.write_bytes(file, bytes(content))
 
 
-def _compare(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> str:
+def compare(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> str:
+    """Whether two states are the same to "bits", to "rounding", or how far they are apart."""
     if a.keys() != b.keys():
         return "other tensors"
     if all(torch.equal(tensor, b[name]) for name, tensor in a.items()):

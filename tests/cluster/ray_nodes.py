@@ -1,0 +1,97 @@
+"""A Ray cluster of several nodes on this machine, whose nodes can be lost and drained."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from tests.train.runs import environment
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+class RayNodes:
+    """A head without room for workers, and nodes with room for one each."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._folder = f"/tmp/longhaul-ray-{os.getpid()}-{port}"  # sockets need a short path
+        self.address = f"127.0.0.1:{port}"
+        self.env = environment(RAY_AUTH_MODE="disabled", RAY_ADDRESS=self.address)
+        self.env |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+        self.env |= {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+        head = ["--head", f"--port={port}", "--include-dashboard=false"]
+        head += [f"--temp-dir={self._folder}"]
+        self._start("head", 0, head)
+
+    def _start(self, name: str, cpus: int, where: list[str]) -> None:
+        env = {k: v for k, v in self.env.items() if k != "RAY_ADDRESS"}
+        command = [RAY, "start", *where, "--block", f"--num-cpus={cpus}"]
+        command += ["--disable-usage-stats", f"--node-name={name}"]
+        self._nodes[name] = subprocess.Popen(
+            command,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._wait_for(name)
+
+    def _wait_for(self, name: str) -> None:
+        """Return when the cluster lists the node as alive."""
+        while name not in self.ids():
+            assert self._nodes[name].poll() is None, f"node {name} ended"
+
+    def ids(self) -> dict[str, str]:
+        """The ids of the nodes that are alive, by name."""
+        script = (
+            "import os, ray; ray.init(os.environ['RAY_ADDRESS'], logging_level='ERROR')\n"
+            "for n in ray.nodes():\n"
+            "    if n['Alive']: print('NODE', n['NodeName'], n['NodeID'])\n"
+        )
+        said = subprocess.run(
+            [sys.executable, "-c", script], env=self.env, capture_output=True, text=True
+        )
+        lines = [line.split() for line in said.stdout.splitlines() if line.startswith("NODE")]
+        return {name: node for _, name, node in lines}
+
+    def add(self, name: str) -> None:
+        """A node with room for one worker joins."""
+        self._start(name, 1, [f"--address={self.address}"])
+
+    def lose(self, name: str) -> None:
+        """The node is gone at once, with all that ran on it."""
+        node = self._nodes.pop(name)
+        with contextlib.suppress(psutil.Error):
+            parent = psutil.Process(node.pid)
+            for process in [parent, *parent.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    process.send_signal(signal.SIGKILL)
+        node.wait()
+
+    def workers(self) -> list[psutil.Process]:
+        """The training processes on these nodes."""
+        found = []
+        for node in self._nodes.values():
+            for process in psutil.Process(node.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "RayTrainWorker" in " ".join(process.cmdline()):
+                        found.append(process)
+        return sorted(found, key=lambda process: process.pid)
+
+    def drain(self, name: str, seconds: int) -> None:
+        """The node is to be taken away in so many seconds, and is told."""
+        drain = [RAY, "drain-node", f"--address={self.address}", f"--node-id={self.ids()[name]}"]
+        drain += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test"]
+        drain += [f"--deadline-remaining-seconds={seconds}"]
+        subprocess.run(drain, check=True, env=self.env, capture_output=True)
+
+    def stop(self) -> None:
+        """End all nodes."""
+        for name in list(self._nodes)[::-1]:
+            self.lose(name)
