@@ -1,9 +1,10 @@
 """Runs hurt in every way a cluster hurts them, again and again: how many went on as they should.
 
-    python -m benchmarks.faults [--cases 5] [--seed 0]
+    python -m benchmarks.faults [--cases 5] [--ray 24] [--seed 0]
 
 Every setting is trained once undisturbed, then ``--cases`` times with faults at random instants of
-random ranks (tests/faults/campaign.py says which and how). A fault is survived where the run ends
+random ranks, and ``--ray`` times on a Ray cluster of several nodes (tests/faults says which faults
+and how). A fault is survived where the run ends
 with the weights of the undisturbed one, to the last bit at the same number of workers and to
 rounding at others, and has trained every segment of every step once.
 """
@@ -17,9 +18,13 @@ from pathlib import Path
 
 from benchmarks.report import surroundings, write_result
 from pipeline import storage
+from pipeline.manifest import Dataset
 from pipeline.progress import bar
+from tests.cluster.ray_nodes import RayNodes
 from tests.conftest import prepare_histories, random_histories
+from tests.faults import ray_campaign
 from tests.faults.campaign import HARM, PROCESS, SETTINGS, Campaign, Outcome
+from tests.faults.ray_campaign import RayCampaign
 from tests.faulty_s3 import FaultyS3
 
 
@@ -40,6 +45,7 @@ def main() -> None:
     """Run the campaign and write a dated result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=5, help="of each setting")
+    parser.add_argument("--ray", type=int, default=24, help="faults through Ray")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     outcomes: list[Outcome] = []
@@ -60,6 +66,25 @@ def main() -> None:
     write_result("faults", _page(outcomes))
 
 
+def through_ray(dataset: Dataset, folder: Path, faults: int, seed: int) -> list[Outcome]:
+    """One fault a run, every kind in turn."""
+    if not faults:
+        return []
+    folder.mkdir()
+    nodes = RayNodes(port=26579)
+    try:
+        with bar("fault campaign on Ray") as progress:
+            campaign = RayCampaign(dataset, folder, nodes)
+            outcomes = []
+            for number in range(faults):
+                kind = ray_campaign.KINDS[number % len(ray_campaign.KINDS)]
+                outcomes.append(campaign.case(kind, seed * 10_000 + number))
+                progress.update(number + 1, faults, f"{_lost(outcomes)} not survived")
+            return outcomes
+    finally:
+        nodes.stop()
+
+
 def _lost(outcomes: list[Outcome]) -> int:
     return sum(len(outcome.injected) for outcome in outcomes if not outcome.survived)
 
@@ -77,7 +102,7 @@ def _page(outcomes: list[Outcome]) -> list[str]:
         "| setting | runs | faults | survived | weights as the undisturbed run's |",
         "| --- | ---: | ---: | ---: | --- |",
     ]
-    for setting in SETTINGS:
+    for setting in (*SETTINGS, ray_campaign.SETTING):
         here = [outcome for outcome in outcomes if outcome.setting.name == setting.name]
         hurt = sum(len(outcome.injected) for outcome in here)
         equal = Counter(outcome.equal for outcome in here)

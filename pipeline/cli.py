@@ -5,15 +5,19 @@ Heavy libraries are imported inside the commands, so that ``--help`` and complet
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from pipeline.errors import LonghaulError
+
+if TYPE_CHECKING:
+    from pipeline.config import Recipe
 
 PREEMPTED_EXIT = 75  # EX_TEMPFAIL: run the same command again to go on
 
@@ -111,10 +115,16 @@ _prepare_command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe, as configs/demo.yaml.")],
     overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Say what the run will take, and do nothing.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a recipe, or go on with a run of the same name.
 
     [bold]longhaul train configs/ml-1m/lrurec.yaml train.seed=1 name=lrurec-seed-1[/bold]
+
+    [bold]longhaul train RECIPE --dry-run[/bold]   (steps, epochs, memory of a worker, checkpoints)
 
     [bold]torchrun --nproc-per-node 2 -m pipeline train RECIPE[/bold]
 
@@ -128,11 +138,12 @@ def train(
     from pipeline.world import inside_torchrun
 
     loaded = load_recipe(recipe, overrides or [])
+    if dry_run:
+        _tell_forecast(loaded, as_json)
+        return
     launcher = loaded.placement.launcher
     if launcher == "auto":
-        from os import environ
-
-        on_ray = loaded.placement.most_workers > 1 or "RAY_ADDRESS" in environ
+        on_ray = loaded.placement.most_workers > 1 or "RAY_ADDRESS" in os.environ
         launcher = "torchrun" if inside_torchrun() else "ray" if on_ray else "alone"
     with bar(f"train {loaded.name}") as progress:
         if launcher == "ray":
@@ -156,6 +167,21 @@ def train(
         raise LonghaulError(f"run {loaded.name} failed: {stands.reason}")
     if stands.state == "preempted":
         raise typer.Exit(PREEMPTED_EXIT)
+
+
+def _tell_forecast(recipe: "Recipe", as_json: bool) -> None:
+    from rich.console import Console
+
+    from pipeline.manifest import open_dataset
+    from pipeline.report import table_of_forecast
+    from pipeline.train.forecast import forecast
+
+    workers = int(os.environ.get("WORLD_SIZE", recipe.placement.least_workers))
+    found = forecast(recipe, open_dataset(recipe.data.path), workers)
+    if as_json:
+        print_json(found.as_document())
+        return
+    Console().print(table_of_forecast(found))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from models.sizes import Profile
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.of_run import Evaluation, evaluations_in
+from pipeline.train.forecast import Forecast
 from pipeline.train.run import load_config, read_state
 
 _SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr")
@@ -59,6 +60,30 @@ def table_of_models(profiles: list[Profile], items: int) -> Table:
         f"table of {items:,} items; state of a user in fp32, - where it is encoded anew; work of a "
         f"token in the trunk, forward, in a history of {profiles[0].length:,} events"
     )
+    return table
+
+
+def table_of_forecast(found: Forecast) -> Table:
+    """What a run will take, for a terminal."""
+    table = Table(box=rich.box.SIMPLE_HEAD, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("steps", f"{found.steps:,}")
+    table.add_row("tokens a step, at most", f"{found.tokens_a_step:,}")
+    table.add_row("events to train on", f"{found.train_events:,}")
+    table.add_row("steps an epoch, at least", f"{found.steps_an_epoch:,}")
+    table.add_row("epochs, at most", f"{found.epochs:,.1f}")
+    table.add_row("workers, micro-batches a step", f"{found.workers:,}, {found.micro_batches:,}")
+    table.add_row("parameters, of them the item table", f"{found.parameters:,}, {found.table:,}")
+    table.add_section()
+    for name, size in found.memory.items():
+        table.add_row(f"{name} of a worker", f"{_short(size)}B")
+    table.add_row("together", f"{_short(sum(found.memory.values()))}B")
+    table.add_section()
+    table.add_row("a checkpoint", f"{_short(found.checkpoint_bytes)}B")
+    kept = found.checkpoints_kept * found.checkpoint_bytes
+    table.add_row(f"{found.checkpoints_kept} checkpoints kept", f"{_short(kept)}B")
+    table.caption = "activations are measured on a small batch; libraries and ranking are not in it"
     return table
 
 

@@ -1,0 +1,85 @@
+"""The forecast against what a run really holds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import models
+from pipeline.manifest import Dataset
+from pipeline.train.engine import TorchEngine
+from pipeline.train.forecast import activation_bytes, forecast
+from pipeline.world import World
+from tests.train.runs import checkpoint_of, environment, recipe, train_here, write
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_activations_grow_by_the_block(name: str) -> None:
+    config = models.config_of(name)
+    heads = {"heads": 2} if "heads" in config.model_fields else {}
+
+    def at(blocks: int) -> int:
+        return activation_bytes(config(name=name, d=32, blocks=blocks, **heads))
+
+    one, three = at(1), at(3)
+    assert one > 4 * 32  # at least what goes into the block
+    assert three == pytest.approx(one + 2 * (at(2) - one), rel=1e-3)
+    assert at(2) > one
+
+
+def test_state_is_what_the_engine_holds(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(small_set, tmp_path, model__d=32)
+    model = models.build(wanted.model, small_set.manifest.catalogue_size)
+    engine = TorchEngine(model, wanted.train, World(0, 1, torch.device("cpu")))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    engine.update(0.1)
+    states = engine._optimizer.state.values()
+    found = forecast(wanted, small_set, 1)
+    assert found.memory["weights"] == sum(p.nbytes for p in model.parameters())
+    assert found.memory["gradients"] == gradients
+    assert found.memory["optimizer"] == sum(
+        tensor.nbytes for state in states for tensor in state.values() if tensor.dim()
+    )
+
+
+def test_stages_share_the_state_out(small_set: Dataset, tmp_path: Path) -> None:
+    def memory(stage: int, precision: str = "fp32") -> dict[str, int]:
+        changes = {"train__engine": "deepspeed", "train__precision": precision}
+        wanted = recipe(small_set, tmp_path, train__zero_stage=stage, **changes)
+        return forecast(wanted, small_set, 2).memory
+
+    whole = memory(0)
+    assert memory(1)["optimizer"] == whole["optimizer"] * 3 // 2 // 2
+    assert memory(2)["gradients"] == whole["gradients"] // 2
+    assert memory(3)["weights"] == whole["weights"] // 2
+    assert memory(1, "bf16")["weights"] == whole["weights"] // 2
+
+
+def test_counts_hold_for_the_run(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(small_set, tmp_path)
+    found = forecast(wanted, small_set, 1)
+    train_here(wanted)
+    last = checkpoint_of(wanted.run_url, 12)
+    assert last.state.data.epoch <= found.epochs
+    assert last.state.tokens_seen <= 12 * found.tokens_a_step
+    written = sum(file.bytes for file in last.commit.files)
+    assert found.checkpoint_bytes < written < found.checkpoint_bytes + 20_000  # headers
+
+
+def test_a_dry_run_says_and_does_nothing(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(small_set, tmp_path)
+    file = write(wanted, tmp_path)
+    said = subprocess.run(
+        [sys.executable, "-m", "pipeline", "train", str(file), "--dry-run", "--json"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(said.stdout)["steps"] == 12
+    assert not Path(wanted.run_url).exists()
