@@ -3,17 +3,14 @@
 Heavy libraries are imported inside the commands, so that ``--help`` and completion stay quick.
 """
 
-import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticUndefined
 
+from pipeline.command_options import pair, validated, with_options_of
 from pipeline.errors import LonghaulError
 
 if TYPE_CHECKING:
@@ -35,56 +32,11 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
-def _with_options_of(
-    model: type[BaseModel], argument: str | None = None, first: str | None = None
-) -> Callable[..., Any]:
-    """Give a command one option for each field of ``model``.
-
-    argument: the field that is positional instead. first: a positional argument of the command's
-    own that comes before.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        parameters = []
-        if first is not None:
-            own = typer.Argument(..., help="Folder or URL to write to.")
-            keyword = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(first, keyword, default=own, annotation=str))
-        for name, field in model.model_fields.items():
-            default = ... if field.default is PydanticUndefined else field.default
-            if name == argument:
-                declared: Any = typer.Argument(default, help=field.description)
-            else:
-                declared = typer.Option(default, help=field.description)
-            parameters.append(
-                inspect.Parameter(
-                    name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=declared,
-                    annotation=field.annotation,
-                )
-            )
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return command
-
-    return decorate
-
-
-def _validated(model: type[BaseModel], values: dict[str, Any]) -> Any:
-    from pipeline.config import tell
-
-    given = {name: value for name, value in values.items() if value is not None and value != []}
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        raise LonghaulError(tell(error, model, given)) from error
-
-
 def _prepare_command() -> None:
     from pipeline.prepare import PrepareOptions, prepare
 
     @app.command("prepare")
-    @_with_options_of(PrepareOptions, argument="inputs")
+    @with_options_of(PrepareOptions, argument="inputs")
     def command(**values: Any) -> None:
         """Turn raw event logs into history shards with a manifest.
 
@@ -94,7 +46,7 @@ def _prepare_command() -> None:
         """
         from pipeline.progress import bar
 
-        options = _validated(PrepareOptions, values)
+        options = validated(PrepareOptions, values)
         with bar("prepare") as progress:
             manifest = prepare(
                 options, lambda stage, done, total: progress.update(done, total, stage)
@@ -244,10 +196,10 @@ def evaluate(
     surroundings = world.torchrun if world.inside_torchrun() else world.alone
     with surroundings(placement.device, placement.threads) as here, bar("evaluate") as progress:
         trained = load_trained(run, here.device, _warn, newest)
-        changes = dict(_pair(text) for text in overrides or [])
+        changes = dict(pair(text) for text in overrides or [])
         kept = trained.recipe.evaluation.model_dump()
         changed = {name: yaml.safe_load(value) for name, value in changes.items()}
-        protocol = _validated(Protocol, {**kept, **changed, "split": split})
+        protocol = validated(Protocol, {**kept, **changed, "split": split})
         evaluations = list(
             evaluate_run(
                 trained,
@@ -330,13 +282,13 @@ def _synth_command() -> None:
     from pipeline.prepare.synth import SynthOptions, generate
 
     @app.command("synth")
-    @_with_options_of(SynthOptions, first="output")
+    @with_options_of(SynthOptions, first="output")
     def command(output: str, **values: Any) -> None:
         """Write a synthetic event log whose best possible model is known.
 
         [bold]longhaul synth demo/log --users 20000 --events 1000000[/bold]
         """
-        options = _validated(SynthOptions, values)
+        options = validated(SynthOptions, values)
         generate(options, output)
         typer.echo(f"{options.events:,} events of {options.users:,} users: {output}")
 
@@ -388,13 +340,6 @@ def models(
     from pipeline.report import table_of_models
 
     Console().print(table_of_models(found, items))
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise LonghaulError(f"{text!r} is not of the form key=value")
-    return key, value
 
 
 def _warn(message: str) -> None:

@@ -302,10 +302,14 @@ def best_place(run_url: str, newest_one: Checkpoint) -> Place:
     return kept[-1]
 
 
-def retain(run_url: str, keep: int, best_step: int | None) -> None:
-    """Remove all checkpoints but the newest ``keep`` and the best, and what never was committed."""
+def retain(run_url: str, last: Place, keep: int, best_step: int | None) -> None:
+    """Remove all checkpoints but the newest ``keep`` up to ``last`` and the best.
+
+    What never was committed goes too, and what lies behind ``last``: the run was begun again before
+    it, since it could not be read.
+    """
     base = storage.join(run_url, "checkpoints")
-    places = places_in(run_url)
+    places = [place for place in places_in(run_url) if place <= last]
     kept = set(places[-keep:]) | set([p for p in places if p.step == best_step][-1:])
     for name in storage.folders_in(base):
         if Place.parse(name) not in kept:

@@ -5,11 +5,11 @@ stop), then compute, then update; between two steps the state of the run is a fe
 position a lane, and the tensors, which is what a checkpoint holds.
 """
 
+import contextlib
 import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Best, DataState, TrainState
 from pipeline.train.engine import Engine, build_engine
 from pipeline.train.optimizer import learning_rate
+from pipeline.train.plan import Plan, Tally
 from pipeline.train.run import (
     RunState,
     StopFile,
@@ -47,18 +48,6 @@ class Diverged(LonghaulError):
     def __init__(self, step: int, message: str) -> None:
         super().__init__(message)
         self.step = step
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A step as all ranks see it: sums over the ranks."""
-
-    targets: int
-    tokens: int
-    segments: int
-    digest: int
-    stop: bool
-    save: bool
 
 
 def train(recipe: Recipe, world: World, bar: Bar | None = None) -> RunState:
@@ -91,7 +80,8 @@ def _attempt(recipe: Recipe, world: World, bar: Bar | None, skipped: list[int]) 
             step = training.state.step if training else 0
             reason = str(error) or type(error).__name__
             update = {"state": "failed", "step": step, "reason": reason}
-            write_state(recipe.run_url, stands.model_copy(update=update))
+            with contextlib.suppress(LonghaulError):  # the error itself is what has to be told
+                write_state(recipe.run_url, stands.model_copy(update=update))
         raise
     finally:
         if training is not None:
@@ -135,13 +125,14 @@ class Training:
             Origin(
                 recipe=recipe.model_dump(mode="json"),
                 recipe_hash=recipe.hash(),
+                steps=config.steps,
                 catalogue_size=self.dataset.manifest.catalogue_size,
                 versions=versions(),
             ),
             config.keep_checkpoints,
         )
         self.state = self._resume(skipped)
-        self._window = _Window(world.device)
+        self._tally = Tally(world.device)
         self._stop_file = StopFile(recipe.run_url, watched=world.rank == 0)
         if world.rank == 0:
             record_attempt(recipe, attempt, world.world_size, self.dataset.fingerprint)
@@ -261,11 +252,11 @@ class Training:
         config, step = self.recipe.train, self.state.step
         for micro in mine.micro:
             torch.manual_seed(seed_of("step", config.seed, step, micro.lane))
-            self._window.loss += self.engine.backward(micro.batch, plan.targets)
+            self._tally.loss += self.engine.backward(micro.batch, plan.targets)
         lr = learning_rate(step, config.steps, config.optimizer)
         norm = self.engine.update(lr)
         self._check(norm)
-        self._window.add(plan, mine.waited, lr, norm)
+        self._tally.add(plan, mine.waited, lr, norm)
         self.state = self.state.model_copy(
             update={
                 "step": step + 1,
@@ -303,9 +294,9 @@ class Training:
         """Log, validate and save as the recipe wants it after this step."""
         config, step = self.recipe.train, self.state.step
         last = step == config.steps
-        if (step % config.log_every == 0 or last) and self._window.targets:
-            self._log(self._window.summary(self.world, self.state, self.stream.epoch))
-            self._window = _Window(self.world.device)
+        if (step % config.log_every == 0 or last) and self._tally.targets:
+            self._log(self._tally.summary(self.world, self.state, self.stream.epoch))
+            self._tally = Tally(self.world.device)
         improved = False
         if config.validation and (step % config.validation.every == 0 or last):
             improved = self._validate()
@@ -338,7 +329,7 @@ class Training:
         record = {f"validation/{name}": value for name, value in metrics.items()}
         record |= {f"model/{k}": v for k, v in self.engine.model.diagnostics().items()}
         self._log({"step": self.state.step, **record, "seconds": time.perf_counter() - began})
-        self._window.paused(time.perf_counter() - began)
+        self._tally.paused(time.perf_counter() - began)
         return improved
 
     def _out_of_patience(self) -> bool:
@@ -360,8 +351,7 @@ class Training:
         self.saver.begin(self.state, self.engine)
         if self._tracker:
             self._tracker.flush()
-        self._tell("running")
-        self._window.paused(time.perf_counter() - began)
+        self._tally.paused(time.perf_counter() - began)
 
     def _log(self, record: dict[str, Any]) -> None:
         if self._tracker is None:
@@ -392,46 +382,6 @@ class Training:
         self._stop_file.close()
         if self._tracker is not None:
             self._tracker.close(failed=self.state.step < self.recipe.train.steps)
-
-
-class _Window:
-    """What is summed up between two lines of metrics."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._began = time.perf_counter()
-        self._waited = self._paused = 0.0
-        self.targets = self._tokens = self._segments = self._digest = 0
-        self._lr = self._norm = 0.0
-
-    def add(self, plan: Plan, waited: float, lr: float, norm: float) -> None:
-        self.targets += plan.targets
-        self._tokens += plan.tokens
-        self._segments += plan.segments
-        self._digest = (self._digest + plan.digest) % DIGEST
-        self._waited += waited
-        self._lr, self._norm = lr, norm
-
-    def paused(self, seconds: float) -> None:
-        """Leave out ``seconds`` of validating or saving from the rates."""
-        self._paused += seconds
-
-    def summary(self, world: World, state: TrainState, epoch: int) -> dict[str, Any]:
-        spent = time.perf_counter() - self._began - self._paused
-        return {
-            "step": state.step,
-            "epoch": epoch,
-            "loss": world.sum_float(float(self.loss)) / self.targets,
-            "lr": self._lr,
-            "gradient_norm": self._norm,
-            "targets_per_second": self.targets / spent,
-            "tokens_per_second": self._tokens / spent,
-            "data_wait_share": self._waited / spent,
-            "targets_seen": state.targets_seen,
-            "tokens_seen": state.tokens_seen,
-            "segments": self._segments,
-            "segments_digest": self._digest,
-        }
 
 
 def _warn(message: str) -> None:

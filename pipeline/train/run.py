@@ -156,7 +156,17 @@ def metrics_url(run_url: str, attempt: int) -> str:
 
 
 def write_state(run_url: str, state: RunState) -> None:
-    """Tell how the run stands."""
+    """Tell how the run stands.
+
+    Raises LonghaulError where a later attempt has told already: this one was given up, and does not
+    know it.
+    """
+    before = read_state(run_url)
+    if before is not None and before.attempt > state.attempt:
+        raise LonghaulError(
+            f"attempt {before.attempt} at {run_url} has taken over from attempt {state.attempt}, "
+            "which writes nothing more"
+        )
     storage.write_json(storage.join(run_url, "state.json"), state.model_dump())
 
 

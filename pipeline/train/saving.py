@@ -16,7 +16,7 @@ from pipeline.errors import LonghaulError
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Commit, Place, TensorFile, TrainState
 from pipeline.train.engine import Engine, Piece
-from pipeline.train.run import read_state
+from pipeline.train.run import RunState, write_state
 from pipeline.world import World
 
 R = TypeVar("R")
@@ -30,6 +30,7 @@ class Origin:
 
     recipe: dict[str, Any]
     recipe_hash: str
+    steps: int
     catalogue_size: int
     versions: dict[str, str]
 
@@ -108,24 +109,29 @@ class Saver:
         ]
 
     def _write_commit(self, state: TrainState, files: list[TensorFile]) -> None:
-        stands = read_state(self._run_url)
-        if stands is not None and stands.attempt > self._attempt:
-            raise LonghaulError(
-                f"attempt {stands.attempt} at {self._run_url} has taken over from this one, "
-                f"attempt {self._attempt}: nothing more is saved here"
-            )
+        # First, since it fails where another attempt has taken over.
+        write_state(
+            self._run_url,
+            RunState(
+                state="running", attempt=self._attempt, step=state.step, steps=self._origin.steps
+            ),
+        )
         commit = Commit(
             state=state,
             files=files,
             shapes=self._shapes,
             world_size=self._world.world_size,
             attempt=self._attempt,
-            **vars(self._origin),
+            recipe=self._origin.recipe,
+            recipe_hash=self._origin.recipe_hash,
+            catalogue_size=self._origin.catalogue_size,
+            versions=self._origin.versions,
         )
-        url = Place(state.step, self._attempt).url(self._run_url)
-        document = commit.model_dump(mode="json")
-        storage.write_json(storage.join(url, checkpoint.COMMIT), document)
-        checkpoint.retain(self._run_url, self._keep, state.best.step if state.best else None)
+        place = Place(state.step, self._attempt)
+        where = storage.join(place.url(self._run_url), checkpoint.COMMIT)
+        storage.write_json(where, commit.model_dump(mode="json"))
+        best = state.best.step if state.best else None
+        checkpoint.retain(self._run_url, place, self._keep, best)
 
 
 class _Task(Generic[R]):

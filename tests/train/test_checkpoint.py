@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline import world
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset
-from pipeline.train import checkpoint
+from pipeline.train import checkpoint, loop
+from pipeline.train.run import read_state, write_state
 from pipeline.train.trained import load_trained
 from tests.train.runs import (
     assert_bit_equal,
@@ -73,6 +75,38 @@ def test_files_without_a_commit_are_no_checkpoint(small_set: Dataset, tmp_path: 
         "step-00000008-attempt-1",
         "step-00000012-attempt-2",
     }
+
+
+def test_what_was_passed_over_does_not_push_out_what_is_whole(
+    small_set: Dataset, tmp_path: Path
+) -> None:
+    wanted = recipe(small_set, tmp_path)
+    train_here(wanted, stop_before=10)
+    flip(tensor_file(wanted.run_url, 10))
+    fewer = recipe(small_set, tmp_path, train__keep_checkpoints=1, train__checkpoint_every=1)
+    train_here(fewer, stop_before=9)
+    assert steps_in(wanted.run_url) == [9]
+    assert checkpoint_of(wanted.run_url, 9).weights()
+
+
+def test_an_attempt_that_was_replaced_commits_nothing(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(small_set, tmp_path)
+    train_here(wanted, stop_before=5)
+    stands = read_state(wanted.run_url)
+    assert stands is not None
+
+    def overtaken(*_: object) -> None:
+        """Another attempt has begun on a node that this one cannot see."""
+        write_state(wanted.run_url, stands.model_copy(update={"attempt": 9}))
+
+    with world.alone("cpu", 1) as here:
+        training = loop.Training(wanted, here, 2, None)
+        overtaken()
+        training._save()
+        with pytest.raises(LonghaulError, match=r"attempt 9 at .* has taken over from attempt 2"):
+            training.saver.finish()
+        training.close()
+    assert [place.attempt for place in checkpoint.places_in(wanted.run_url)] == [1, 1]
 
 
 def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(
