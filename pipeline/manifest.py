@@ -6,6 +6,7 @@
 
 import io
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.member import Member, decode_member, sha256
+
+ReadRange = Callable[[str, int, int], bytes]
+"""Reads the bytes ``[start, stop)`` at a URL."""
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -150,23 +154,23 @@ class Dataset:
         """The member whose checked bytes are ``content``."""
         return decode_member(content, self.name(member))
 
-    def fetch(self, member: int) -> bytes:
+    def fetch(self, member: int, read: ReadRange = storage.read_bytes) -> bytes:
         """The bytes of one member, read by their range and checked against the index.
 
         Bytes that are missing or differ are read once more, since they may have suffered on the
         way. Raises LonghaulError, naming shard and member, where they do so again.
         """
         try:
-            return self._fetch(member)
+            return self._fetch(member, read)
         except DamagedError as error:
             print(f"warning: {error}; reading it again", file=sys.stderr, flush=True)
-            return self._fetch(member)
+            return self._fetch(member, read)
 
-    def _fetch(self, member: int) -> bytes:
+    def _fetch(self, member: int, read: ReadRange) -> bytes:
         url = storage.join(self.url, SHARDS, self.shard[member])
         start, stop = int(self.start[member]), int(self.stop[member])
         try:
-            content = storage.read_bytes(url, start, stop)
+            content = read(url, start, stop)
         except LonghaulError as error:
             raise LonghaulError(f"{self.name(member)}: {error}") from error
         if len(content) != stop - start:

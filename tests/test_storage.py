@@ -47,6 +47,22 @@ def test_reads_outlast_what_passes(s3: FaultyS3, bucket: str, kind: Kind, times:
     assert storage.read_bytes(url) == CONTENT
 
 
+@pytest.mark.parametrize("kind", ["unavailable", "error", "reset", "truncate"])
+def test_the_fast_client_reads_the_same_and_outlasts_as_much(
+    s3: FaultyS3, bucket: str, kind: Kind
+) -> None:
+    read_range = pytest.importorskip("pipeline.fast_ranges").read_range
+    pytest.importorskip("obstore")
+    url = f"{bucket}/folder/file"
+    storage.write_bytes(url, CONTENT)
+    fault = Fault(kind, times=4)
+    s3.suffer(fault)
+    assert read_range(url, 1000, 2_000_000) == CONTENT[1000:2_000_000]
+    assert fault.failed == 4
+    with pytest.raises(LonghaulError, match="it does not exist"):
+        read_range(f"{bucket}/absent", 0, 10)
+
+
 @pytest.mark.parametrize("kind", ["unavailable", "error", "reset"])
 def test_writes_and_looks_outlast_what_passes(s3: FaultyS3, bucket: str, kind: Kind) -> None:
     s3.suffer(Fault(kind, times=3))

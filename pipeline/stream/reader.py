@@ -6,10 +6,13 @@ None of it changes what is trained; a reader that keeps nothing gives the same m
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
-from pipeline.manifest import Dataset
+from pipeline import storage
+from pipeline.fast_ranges import read_range
+from pipeline.manifest import Dataset, ReadRange
 from pipeline.member import Member
 from pipeline.stream.cache import CacheConfig, DiskCache
 
@@ -19,6 +22,9 @@ class ReadingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    client: Literal["fsspec", "obstore"] = Field(
+        "fsspec", description="obstore: quicker on object stores; the package must be installed"
+    )
     threads: int = Field(8, ge=1, description="members read at the same time by a worker")
     ahead: ByteSize = Field(
         ByteSize(256 << 20),
@@ -42,6 +48,9 @@ class MemberReader:
 
     def __init__(self, dataset: Dataset, config: ReadingConfig) -> None:
         self._dataset = dataset
+        self._read_range: ReadRange = (
+            read_range if config.client == "obstore" else storage.read_bytes
+        )
         self._bound = int(config.ahead)
         self._keep = int(config.memory)
         self._cache = DiskCache(config.cache) if config.cache else None
@@ -106,10 +115,10 @@ class MemberReader:
 
     def _read(self, member: int) -> Member:
         if self._cache is None:
-            return self._dataset.read(member)
+            return self._dataset.decode(member, self._dataset.fetch(member, self._read_range))
         sha256 = self._dataset.sha256[member]
         content = self._cache.get(sha256)
         if content is None:
-            content = self._dataset.fetch(member)
+            content = self._dataset.fetch(member, self._read_range)
             self._cache.put(sha256, content)
         return self._dataset.decode(member, content)

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import storage
 from pipeline.errors import LonghaulError
-from pipeline.manifest import Dataset
+from pipeline.manifest import Dataset, ReadRange
 from pipeline.stream.cache import CacheConfig, DiskCache
 from pipeline.stream.reader import MemberReader, ReadingConfig
 from tests.conftest import prepare_histories, random_histories
@@ -26,10 +27,10 @@ SIZES = st.integers(0, 20_000)
 class Counting(Dataset):
     """A data set that counts what is fetched, and what of it was not yet taken."""
 
-    def fetch(self, member: int) -> bytes:
+    def fetch(self, member: int, read: ReadRange = storage.read_bytes) -> bytes:
         with LOCK:
             FETCHED.append(member)
-        return super().fetch(member)
+        return super().fetch(member, read)
 
 
 LOCK = threading.Lock()
