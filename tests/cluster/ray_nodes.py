@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,12 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 
 class RayNodes:
-    """A head without room for workers, and nodes with room for one each."""
+    """A head with room for ``head_cpus`` workers, and nodes with room for one each.
 
-    def __init__(self, port: int) -> None:
+    dashboard: the port on which jobs can be submitted; None for a cluster that takes none.
+    """
+
+    def __init__(self, port: int, head_cpus: int = 0, dashboard: int | None = None) -> None:
         self._port = port
         self._folder = f"/tmp/longhaul-ray-{os.getpid()}-{port}"  # sockets need a short path
         self.address = f"127.0.0.1:{port}"
@@ -25,9 +29,15 @@ class RayNodes:
         self.env |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
         self.env |= {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
-        head = ["--head", f"--port={port}", "--include-dashboard=false"]
-        head += [f"--temp-dir={self._folder}"]
-        self._start("head", 0, head)
+        head = ["--head", f"--port={port}", f"--temp-dir={self._folder}"]
+        if dashboard is None:
+            head.append("--include-dashboard=false")
+        else:
+            head.append(f"--dashboard-port={dashboard}")
+            self.env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+        self._start("head", head_cpus, head)
+        if dashboard is not None:
+            self._wait_for_port(dashboard)
 
     def _start(self, name: str, cpus: int, where: list[str]) -> None:
         env = {k: v for k, v in self.env.items() if k != "RAY_ADDRESS"}
@@ -46,6 +56,12 @@ class RayNodes:
         """Return when the cluster lists the node as alive."""
         while name not in self.ids():
             assert self._nodes[name].poll() is None, f"node {name} ended"
+
+    def _wait_for_port(self, port: int) -> None:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return
+            assert self._nodes["head"].poll() is None, "the head ended"
 
     def ids(self) -> dict[str, str]:
         """The ids of the nodes that are alive, by name."""
@@ -76,13 +92,7 @@ class RayNodes:
 
     def workers(self) -> list[psutil.Process]:
         """The training processes on these nodes."""
-        found = []
-        for node in self._nodes.values():
-            for process in psutil.Process(node.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if "RayTrainWorker" in " ".join(process.cmdline()):
-                        found.append(process)
-        return sorted(found, key=lambda process: process.pid)
+        return [worker for node in self._nodes.values() for worker in workers_below(node.pid)]
 
     def drain(self, name: str, seconds: int) -> None:
         """The node is to be taken away in so many seconds, and is told."""
@@ -95,3 +105,13 @@ class RayNodes:
         """End all nodes."""
         for name in list(self._nodes)[::-1]:
             self.lose(name)
+
+
+def workers_below(pid: int) -> list[psutil.Process]:
+    """The training processes of Ray among the descendants of a process, the oldest first."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return sorted(found, key=lambda process: process.pid)

@@ -1,19 +1,16 @@
 """Training on real Ray clusters on this machine: workers lost, nodes drained, jobs submitted."""
 
-import contextlib
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipeline.manifest import Dataset
 from pipeline.train.run import read_state
+from tests.cluster.ray_nodes import RAY, RayNodes, workers_below
 from tests.train.runs import (
     ROOT,
     assert_close,
@@ -27,8 +24,6 @@ from tests.train.runs import (
     write,
 )
 
-RAY = str(Path(sys.executable).parent / "ray")
-
 
 def on_ray(dataset: Dataset, folder: Path, name: str, **changes: object) -> object:
     return recipe(
@@ -40,17 +35,6 @@ def on_ray(dataset: Dataset, folder: Path, name: str, **changes: object) -> obje
         placement={"workers": 2, "launcher": "ray"},
         **changes,
     )
-
-
-def ray_workers(run: str) -> list[psutil.Process]:
-    """The training processes of Ray that have the run's recipe in hand."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        with contextlib.suppress(psutil.Error):
-            line = " ".join(process.info["cmdline"] or [])
-            if line.startswith("ray::") and "RayTrainWorker" in line:
-                found.append(process)
-    return found
 
 
 def test_two_workers_compute_what_one_does_and_survive_a_kill(
@@ -68,7 +52,7 @@ def test_two_workers_compute_what_one_does_and_survive_a_kill(
         text=True,
     )
     wait_for_text(process, Path(killed.run_url, "metrics", "attempt-1.jsonl"), '"step": 10,')
-    os.kill(ray_workers(killed.run_url)[0].pid, signal.SIGKILL)
+    workers_below(process.pid)[0].kill()
     said, told = process.communicate(timeout=200)
     assert process.returncode == 0, told
     assert "done at step 120" in said
@@ -81,20 +65,11 @@ def test_two_workers_compute_what_one_does_and_survive_a_kill(
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
+def cluster() -> Iterator[dict[str, str]]:
     """The environment of a client of a one-node Ray cluster with its own ports and folders."""
-    port, dashboard = 26379, 28265
-    folder = f"/tmp/longhaul-ray-{os.getpid()}"  # Ray's sockets need a short path
-    start = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}"]
-    start += ["--num-cpus=3", f"--temp-dir={folder}", "--disable-usage-stats"]
-    env = environment(
-        RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{dashboard}", RAY_AUTH_MODE="disabled"
-    )
-    subprocess.run(start, check=True, env=env, stdout=subprocess.DEVNULL)
-    try:
-        yield env
-    finally:
-        subprocess.run([RAY, "stop", "--force"], check=True, stdout=subprocess.DEVNULL)
+    nodes = RayNodes(port=26379, head_cpus=3, dashboard=28265)
+    yield nodes.env
+    nodes.stop()
 
 
 def test_ray_job_submit_finds_the_cluster(
