@@ -7,3 +7,7 @@ class LonghaulError(Exception):
     The command line prints it as ``error: ...`` and exits with 1. Anything else that escapes is a
     defect of longhaul and keeps its traceback.
     """
+
+
+class DamagedError(LonghaulError):
+    """What was read is not what the manifest, the index or the commit says."""

@@ -5,7 +5,6 @@
 """
 
 import io
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,8 +15,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import storage
-from pipeline.errors import LonghaulError
+from pipeline.errors import DamagedError, LonghaulError
 from pipeline.member import Member, decode_member, sha256
+from pipeline.transient import read_again
 
 ReadRange = Callable[[str, int, int], bytes]
 """Reads the bytes ``[start, stop)`` at a URL."""
@@ -41,10 +41,6 @@ INDEX_SCHEMA = pa.schema(
         ("train_events", pa.int64()),
     ]
 )
-
-
-class DamagedError(LonghaulError):
-    """What was read is not what the manifest or the index says."""
 
 
 class _Strict(BaseModel):
@@ -157,14 +153,10 @@ class Dataset:
     def fetch(self, member: int, read: ReadRange = storage.read_bytes) -> bytes:
         """The bytes of one member, read by their range and checked against the index.
 
-        Bytes that are missing or differ are read once more, since they may have suffered on the
-        way. Raises LonghaulError, naming shard and member, where they do so again.
+        Bytes that are missing or differ are read again, since they may have suffered on the way.
+        Raises LonghaulError, naming shard and member, where they go on doing so.
         """
-        try:
-            return self._fetch(member, read)
-        except DamagedError as error:
-            print(f"warning: {error}; reading it again", file=sys.stderr, flush=True)
-            return self._fetch(member, read)
+        return read_again(lambda: self._fetch(member, read))
 
     def _fetch(self, member: int, read: ReadRange) -> bytes:
         url = storage.join(self.url, SHARDS, self.shard[member])

@@ -14,12 +14,15 @@ from typing import TypeVar
 
 import tenacity
 
+from pipeline.errors import DamagedError
+
 T = TypeVar("T")
 
 # How long an outage may last; a bucket that is gone for a minute must not cost a run.
 PATIENCE_SECONDS = 300.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _SECONDS_BETWEEN_WARNINGS = 30.0
+_READS = 5  # of what arrives damaged, before it is taken to be damaged where it lies
 
 _PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError)
 _PASSING = {
@@ -110,3 +113,24 @@ def outlast(call: Callable[[], T], what: str) -> T:
         reraise=True,
     )
     return retrying(call)
+
+
+def read_again(read: Callable[[], T]) -> T:
+    """``read()``, a few times where it finds damage: it may be on the way and not in the store.
+
+    Raises the last DamagedError.
+    """
+
+    def warn(state: tenacity.RetryCallState) -> None:
+        if state.outcome is not None:
+            error = state.outcome.exception()
+            print(f"warning: {error}; reading it again", file=sys.stderr, flush=True)
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(DamagedError),
+        wait=tenacity.wait_exponential(_FIRST_PAUSE),
+        stop=tenacity.stop_after_attempt(_READS),
+        before_sleep=warn,
+        reraise=True,
+    )
+    return retrying(read)

@@ -23,10 +23,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save as encode_tensors
 
 from pipeline import storage
-from pipeline.errors import LonghaulError
-from pipeline.manifest import DamagedError
+from pipeline.errors import DamagedError, LonghaulError
 from pipeline.member import sha256
 from pipeline.train.engine import Piece
+from pipeline.transient import read_again
 
 COMMIT = "checkpoint.json"
 SCHEMA_VERSION = 2
@@ -242,13 +242,17 @@ class Checkpoint:
         start = chunk * CHUNK_BYTES
         stop = min(start + CHUNK_BYTES, file.bytes)
         url = storage.join(self.url, file.path)
-        for _ in range(2):  # what suffered on the way is whole the second time
+
+        def read() -> bytes:
             content = storage.read_bytes(url, start, stop)
-            if len(content) == stop - start and sha256(content) == file.sha256[chunk]:
-                return content
-        raise DamagedError(
-            f"{url} is damaged: its bytes {start} to {stop} do not have the hash in {COMMIT}"
-        )
+            if len(content) != stop - start or sha256(content) != file.sha256[chunk]:
+                raise DamagedError(
+                    f"{url} is damaged: its bytes {start} to {stop} do not have the hash in "
+                    f"{COMMIT}"
+                )
+            return content
+
+        return read_again(read)
 
 
 def _read_commit(url: str) -> Commit:
