@@ -130,7 +130,8 @@ def write_report(run: str, output: str) -> str:
 def _records(url: str) -> list[dict[str, Any]]:
     """The metrics of all attempts; what a later attempt trained again overrules."""
     base = storage.join(url, "metrics")
-    names = sorted(storage.files_below(base), key=lambda name: int(name.split("-")[1][:-6]))
+    names = [name for name in storage.files_below(base) if name.startswith("attempt-")]
+    names.sort(key=lambda name: int(name.split("-")[1][:-6]))
     kept: list[dict[str, Any]] = []
     for name in names:
         lines = storage.read_bytes(storage.join(base, name)).decode().splitlines()

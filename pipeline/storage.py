@@ -23,8 +23,6 @@ from pipeline.transient import outlast
 
 T = TypeVar("T")
 
-_PARTIAL = ".partial"
-
 
 def is_local(url: str) -> bool:
     """True for a plain path or a ``file://`` URL."""
@@ -136,7 +134,7 @@ def create(url: str) -> Iterator[IO[bytes]]:
             _persist(url, "write", lambda: fs.put_file(gathered.name, path))
         return
     target = Path(path)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     with told(url, "write", OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -151,16 +149,11 @@ def create(url: str) -> Iterator[IO[bytes]]:
 
 
 def files_below(url: str) -> list[str]:
-    """Paths of all files below a folder, relative to it, sorted; empty where it does not exist.
-
-    What a writer that was killed left half-written is no file.
-    """
+    """Paths of all files below a folder, relative to it, sorted; empty where it does not exist."""
     fs, path = filesystem(url)
     root = path.rstrip("/") + "/"
     found = _persist(url, "list", lambda: fs.find(path))
-    return sorted(
-        name[len(root) :] for name in found if name.startswith(root) and not name.endswith(_PARTIAL)
-    )
+    return sorted(name[len(root) :] for name in found if name.startswith(root))
 
 
 def folders_in(url: str) -> list[str]:

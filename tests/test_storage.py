@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -116,12 +115,6 @@ def test_a_store_that_stays_away_is_one_line(
     s3.suffer(Fault("unavailable", seconds=60))
     with pytest.raises(LonghaulError, match=f"cannot read {bucket}/file: "):
         storage.read_bytes(f"{bucket}/file")
-
-
-def test_what_a_killed_writer_left_is_no_file(tmp_path: Path) -> None:
-    storage.write_bytes(f"{tmp_path}/folder/file", b"whole")
-    (tmp_path / "folder" / ".file.1234abcd.partial").write_bytes(b"ha")
-    assert storage.files_below(str(tmp_path)) == ["folder/file"]
 
 
 def test_what_will_not_pass_is_raised_at_once(s3: FaultyS3, bucket: str) -> None:

@@ -109,7 +109,8 @@ def wait_for_text(process: "subprocess.Popen[str]", file: Path, text: str) -> No
 def records(wanted: Recipe) -> Iterator[dict[str, Any]]:
     """The metrics of all attempts, in order."""
     folder = storage.join(wanted.run_url, "metrics")
-    names = storage.files_below(folder)
+    # Not what a killed writer left half-written.
+    names = [name for name in storage.files_below(folder) if name.startswith("attempt-")]
     for name in sorted(names, key=lambda name: int(name[len("attempt-") : -len(".jsonl")])):
         yield from map(json.loads, storage.read_bytes(storage.join(folder, name)).splitlines())
 
