@@ -48,9 +48,13 @@ def serves(*tensors: torch.Tensor | None) -> bool:
     given = [tensor for tensor in tensors if tensor is not None]
     return (
         all(tensor.device.type == "cpu" and tensor.dtype in DTYPE_CODES for tensor in given)
-        and os.environ.get("LONGHAUL_CPU_KERNELS", "1") != "0"
-        and library() is not None
+        and available()
     )
+
+
+def available() -> bool:
+    """Whether there are compiled kernels and nobody turned them off."""
+    return os.environ.get("LONGHAUL_CPU_KERNELS", "1") != "0" and library() is not None
 
 
 def call(function: str, *arguments: torch.Tensor | int | float | None) -> int:

@@ -1,7 +1,5 @@
 """Segments cut out of events that lie back to back: inputs, and what follows each of them."""
 
-import os
-
 import torch
 
 from models.ops import extension
@@ -18,6 +16,5 @@ def cut_segments(
     before it; where bos, bool ``[S]``, the segment's first input is 0, the empty history. A place
     outside of events is not checked for.
     """
-    compiled = os.environ.get("LONGHAUL_CPU_KERNELS", "1") != "0" and extension.library()
-    cut = cpu.cut if compiled else reference.cut
+    cut = cpu.cut if extension.available() else reference.cut
     return cut(events, begin, length, bos)

@@ -3,7 +3,7 @@
 import torch
 
 from models.ops import extension, gpu, segments
-from models.ops.experts import cpu, eager
+from models.ops.experts import cpu, eager, function
 from models.ops.experts.reference import State, empty
 
 
@@ -40,9 +40,9 @@ def running_softmax_experts(
     if gpu.serves(q):
         from models.ops.experts import triton
 
-        return triton.experts(scores, q, k, v, reset, state)
+        return function.experts(triton, scores, q, k, v, reset, state)
     if extension.serves(q):
-        return cpu.experts(scores, q, k, v, reset, state)
+        return function.experts(cpu, scores, q, k, v, reset, state)
     return eager.experts(scores, q, k, v, reset, state)
 
 

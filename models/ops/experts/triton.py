@@ -12,49 +12,28 @@ import triton
 import triton.language as tl
 
 from models.ops import segments
-from models.ops.experts.reference import State
 
 AHEAD = tl.constexpr(4)  # tokens whose loads are started early: they do not depend on the state
 
 
-def experts(
-    scores: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    reset: torch.Tensor,
-    state: State,
-) -> torch.Tensor:
-    """What each token reads, for fp32 or bf16 q, k and v; scores and the state are in fp32."""
-    read: torch.Tensor = Experts.apply(scores.float(), q, k, v, *state, reset)
+def forward(*inputs: torch.Tensor) -> torch.Tensor:
+    """See ``function.Passes``."""
+    read = torch.empty_like(inputs[1])
+    bounds = segments.runs(inputs[-1])
+    grid, sizes = launch(inputs, bounds)
+    forward_kernel[grid](*inputs, bounds, read, **sizes)
     return read
 
 
-class Experts(torch.autograd.Function):
-    """Keeps its inputs only: the backward pass finds the experts' states once more."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: torch.Tensor) -> torch.Tensor:
-        """inputs: scores, q, k, v, z, K, V, reset."""
-        inputs = tuple(tensor.contiguous() for tensor in inputs)
-        read = torch.empty_like(inputs[1])
-        bounds = segments.runs(inputs[-1])
-        grid, sizes = launch(inputs, bounds)
-        forward_kernel[grid](*inputs, bounds, read, **sizes)
-        ctx.save_for_backward(*inputs)
-        return read
-
-    @staticmethod
-    def backward(ctx: Any, dread: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        dread = dread.contiguous()
-        dscores, dq, dk, dv, *dstate = [torch.empty_like(tensor) for tensor in inputs[:-1]]
-        steps = torch.empty(5, *dscores.shape, dtype=torch.float32, device=dread.device)
-        bounds = segments.runs(inputs[-1])
-        grid, sizes = launch(inputs, bounds)
-        reads_kernel[grid](*inputs, bounds, dread, dq, *steps, **sizes)
-        backward_kernel[grid](*inputs, bounds, dread, *steps, dscores, dk, dv, *dstate, **sizes)
-        return dscores, dq, dk, dv, *dstate, None
+def backward(dread: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """See ``function.Passes``."""
+    dscores, dq, dk, dv, *dstate = [torch.empty_like(tensor) for tensor in inputs[:-1]]
+    steps = torch.empty(5, *dscores.shape, dtype=torch.float32, device=dread.device)
+    bounds = segments.runs(inputs[-1])
+    grid, sizes = launch(inputs, bounds)
+    reads_kernel[grid](*inputs, bounds, dread, dq, *steps, **sizes)
+    backward_kernel[grid](*inputs, bounds, dread, *steps, dscores, dk, dv, *dstate, **sizes)
+    return dscores, dq, dk, dv, *dstate
 
 
 def launch(

@@ -3,7 +3,7 @@
 import torch
 
 from models.ops import extension, gpu, segments
-from models.ops.recurrence import cpu, eager
+from models.ops.recurrence import cpu, eager, function
 
 
 def diagonal_recurrence(
@@ -30,9 +30,9 @@ def diagonal_recurrence(
     if gpu.serves(u):
         from models.ops.recurrence import triton
 
-        return triton.recurrence(u, decay, reset, initial)
+        return function.recurrence(triton, u, decay, reset, initial)
     if extension.serves(u):
-        return cpu.recurrence(u, decay, reset, initial)
+        return function.recurrence(cpu, u, decay, reset, initial)
     return eager.recurrence(u, decay, reset, initial)
 
 

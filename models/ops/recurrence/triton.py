@@ -4,8 +4,6 @@ A program walks a run of whole segments token by token, with a block of channels
 in registers. Loads of later tokens are started ahead (`num_stages`), as they do not depend on it.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -16,52 +14,38 @@ BLOCK = 64  # channels: two a thread of one warp
 AHEAD = 4  # tokens
 
 
-def recurrence(
+def forward(
     u: torch.Tensor, decay: torch.Tensor, reset: torch.Tensor, initial: torch.Tensor | None
 ) -> torch.Tensor:
-    """h for fp32 or bf16 u; the parameters are taken in fp32."""
-    state = None if initial is None else initial.float()
-    h: torch.Tensor = Recurrence.apply(u, decay.float(), reset, state)
+    """See ``function.Passes``."""
+    h = torch.empty_like(u)
+    if u.numel():
+        bounds, channels = segments.runs(reset), u.shape[1] // 2
+        grid = (len(bounds) - 1, triton.cdiv(channels, BLOCK))
+        tensors = (u, decay, reset, bounds, initial, h)
+        walk[grid](*tensors, channels, AHEAD=AHEAD, BLOCK=BLOCK, num_warps=1)
     return h
 
 
-class Recurrence(torch.autograd.Function):
-    """Keeps h, from which the backward pass needs nothing else of the forward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        u: torch.Tensor,
-        decay: torch.Tensor,
-        reset: torch.Tensor,
-        initial: torch.Tensor | None,
-    ) -> torch.Tensor:
-        u, decay, reset = u.contiguous(), decay.contiguous(), reset.contiguous()
-        initial = None if initial is None else initial.contiguous()
-        h = torch.empty_like(u)
-        ctx.save_for_backward(h, decay, reset, initial)
-        if u.numel():
-            bounds, channels = segments.runs(reset), u.shape[1] // 2
-            grid = (len(bounds) - 1, triton.cdiv(channels, BLOCK))
-            tensors = (u, decay, reset, bounds, initial, h)
-            walk[grid](*tensors, channels, AHEAD=AHEAD, BLOCK=BLOCK, num_warps=1)
-        return h
-
-    @staticmethod
-    def backward(ctx: Any, dh: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        h, decay, reset, initial = ctx.saved_tensors
-        dh = dh.contiguous()
-        du = torch.empty_like(h)
-        dinitial = None if initial is None else torch.zeros_like(initial)
-        if h.numel() == 0:
-            return du, torch.zeros_like(decay), None, dinitial
-        bounds, channels = segments.runs(reset), h.shape[1] // 2
-        grid = (len(bounds) - 1, triton.cdiv(channels, BLOCK))
-        # One partial sum a run, added up in a fixed order: the same bits every time.
-        partial = torch.empty((grid[0], *decay.shape), device=h.device)
-        tensors = (dh, h, decay, reset, bounds, initial, du, partial, dinitial)
-        walk_back[grid](*tensors, channels, AHEAD=AHEAD, BLOCK=BLOCK, num_warps=1)
-        return du, partial.sum(0), None, dinitial
+def backward(
+    dh: torch.Tensor,
+    h: torch.Tensor,
+    decay: torch.Tensor,
+    reset: torch.Tensor,
+    initial: torch.Tensor | None,
+    dinitial: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See ``function.Passes``."""
+    du = torch.empty_like(h)
+    if h.numel() == 0:
+        return du, torch.zeros_like(decay)
+    bounds, channels = segments.runs(reset), h.shape[1] // 2
+    grid = (len(bounds) - 1, triton.cdiv(channels, BLOCK))
+    # One partial sum a run, added up in a fixed order: the same bits every time.
+    partial = torch.empty((grid[0], *decay.shape), device=h.device)
+    tensors = (dh, h, decay, reset, bounds, initial, du, partial, dinitial)
+    walk_back[grid](*tensors, channels, AHEAD=AHEAD, BLOCK=BLOCK, num_warps=1)
+    return du, partial.sum(0)
 
 
 @triton.jit
