@@ -4,9 +4,9 @@
 
 Every setting is trained once undisturbed, then ``--cases`` times with faults at random instants of
 random ranks, and ``--ray`` times on a Ray cluster of several nodes (tests/faults says which faults
-and how). A fault is survived where the run ends
-with the weights of the undisturbed one, to the last bit at the same number of workers and to
-rounding at others, and has trained every segment of every step once.
+and how). A fault is survived where the run ends with the weights of the undisturbed one, to the
+last bit at the same number of workers and to rounding at others, and has trained every segment of
+every step once.
 """
 
 import argparse
@@ -30,12 +30,7 @@ from tests.faulty_s3 import FaultyS3
 
 def bucket_on(server: FaultyS3) -> str:
     """An empty bucket; child processes find the server by the environment too."""
-    os.environ |= {
-        "AWS_ENDPOINT_URL": server.endpoint,
-        "AWS_ACCESS_KEY_ID": "faults",
-        "AWS_SECRET_ACCESS_KEY": "faults",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+    os.environ |= server.environment
     fs, _ = storage.filesystem("s3://faults")
     fs.mkdir("faults")
     return "s3://faults"
@@ -62,6 +57,7 @@ def main() -> None:
             progress.update(
                 number + 1, len(cases), f"{hurt} faults, {_lost(outcomes)} not survived"
             )
+        outcomes += through_ray(dataset, Path(folder, "ray"), given.ray, given.seed)
     server.stop()
     write_result("faults", _page(outcomes))
 

@@ -12,6 +12,7 @@ the server, in a process of its own, is the limit.
 
 import argparse
 import importlib.util
+import json
 import os
 import statistics
 import subprocess
@@ -149,21 +150,16 @@ def train_parts(dataset: Dataset) -> list[np.ndarray]:
 def bucket() -> tuple[subprocess.Popen[str], str]:
     """An S3 server in a process of its own, and the URL of a bucket on it."""
     script = (
-        "import sys, time\n"
+        "import json, sys\n"
         "from tests.faulty_s3 import FaultyS3\n"
-        "print(FaultyS3().endpoint, flush=True)\n"
+        "print(json.dumps(FaultyS3().environment), flush=True)\n"
         "sys.stdin.read()\n"
     )
     server = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert server.stdout is not None
-    os.environ |= {
-        "AWS_ENDPOINT_URL": server.stdout.readline().strip(),
-        "AWS_ACCESS_KEY_ID": "loader",
-        "AWS_SECRET_ACCESS_KEY": "loader",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+    os.environ |= json.loads(server.stdout.readline())
     storage.filesystem("s3://loader")[0].mkdir("loader")
     return server, "s3://loader/set"
 

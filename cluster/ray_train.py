@@ -6,7 +6,6 @@ and tells of a coming preemption; each restart finds the newest checkpoint by it
 """
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ from pipeline.config import Recipe, parse_recipe
 from pipeline.errors import LonghaulError
 from pipeline.progress import Bar
 from pipeline.train.run import RunState, metrics_url, read_state, request_stop, write_state
-from pipeline.world import STOP_SIGNALS, World, pick_device
+from pipeline.world import World, pick_device, stop_signals_call
 
 _SECONDS_BETWEEN_POLLS = 2.0  # asking costs a round trip of all workers, 2.7 ms between two
 
@@ -161,22 +160,15 @@ def _passing_signals_on(recipe: Recipe) -> Iterator[None]:
     """What asks this process to stop asks the workers, who save; asked again, it just leaves."""
     asked = False
 
-    def stop(_number: int, _frame: Any) -> None:
+    def stop() -> None:
         nonlocal asked
         if asked:
             raise KeyboardInterrupt
         asked = True
         request_stop(recipe.run_url)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is told of signals
-        return
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-    try:
+    with stop_signals_call(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.of_run import Evaluation, evaluations_in
 from pipeline.train.forecast import Forecast
-from pipeline.train.run import load_config, read_state
+from pipeline.train.run import load_config, metrics_files, read_state
 
 _SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr")
 _INK = {"model": "#1f6feb", "other": "#8c959f", "optimum": "#2da44e"}
@@ -129,13 +129,9 @@ def write_report(run: str, output: str) -> str:
 
 def _records(url: str) -> list[dict[str, Any]]:
     """The metrics of all attempts; what a later attempt trained again overrules."""
-    base = storage.join(url, "metrics")
-    names = [name for name in storage.files_below(base) if name.startswith("attempt-")]
-    names.sort(key=lambda name: int(name.split("-")[1][:-6]))
     kept: list[dict[str, Any]] = []
-    for name in names:
-        lines = storage.read_bytes(storage.join(base, name)).decode().splitlines()
-        attempt = [json.loads(line) for line in lines]
+    for file in metrics_files(url):
+        attempt = [json.loads(line) for line in storage.read_bytes(file).splitlines()]
         if attempt:
             kept = [r for r in kept if r["step"] < attempt[0]["step"]] + attempt
     return kept

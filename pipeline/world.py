@@ -3,6 +3,7 @@
 import atexit
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,10 @@ class World:
     device: torch.device
     stop_wanted: bool = field(default=False)
     save_wanted: bool = field(default=False)
+
+    def want_stop(self) -> None:
+        """Save and leave after the step."""
+        self.stop_wanted = True
 
     def poll_due(self) -> bool:
         """Whether all ranks are to poll before the next step; one that says so is enough."""
@@ -122,7 +127,9 @@ def alone(device: str, threads: int | None) -> Iterator[World]:
         # DeepSpeed wants a process group even for one rank, and remembers it: it stays for good.
         dist.init_process_group(_backend(), store=dist.HashStore(), rank=0, world_size=1)
         atexit.register(dist.destroy_process_group)
-    yield from _stopping_on_signals(World(0, 1, pick_device(device, 0)))
+    world = World(0, 1, pick_device(device, 0))
+    with stop_signals_call(world.want_stop):
+        yield world
 
 
 @contextmanager
@@ -133,7 +140,8 @@ def torchrun(device: str, threads: int | None) -> Iterator[World]:
     dist.init_process_group(_backend())
     try:
         world = World(dist.get_rank(), dist.get_world_size(), pick_device(device, local_rank))
-        yield from _stopping_on_signals(world)
+        with stop_signals_call(world.want_stop):
+            yield world
     finally:
         dist.destroy_process_group()
 
@@ -154,13 +162,17 @@ def _use_threads(threads: int | None, workers_here: int) -> None:
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // workers_here))
 
 
-def _stopping_on_signals(world: World) -> Iterator[World]:
-    def stop(_number: int, _frame: Any) -> None:
-        world.stop_wanted = True
-
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+@contextmanager
+def stop_signals_call(asked: Callable[[], None]) -> Iterator[None]:
+    """Call ``asked`` at every signal to stop. Only the main thread can, others hear of none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, lambda _number, _frame: asked()) for number in STOP_SIGNALS
+    }
     try:
-        yield world
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

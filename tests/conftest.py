@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from pipeline.manifest import Dataset, open_dataset
 from pipeline.prepare import PrepareOptions, prepare
+from tests.faulty_s3 import FaultyS3
 
 # A busy machine is no defect: speed is for benchmarks.
 settings.register_profile("longhaul", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -61,33 +62,25 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """The endpoint of an S3 server on loopback."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
+def s3_server() -> Iterator[FaultyS3]:
+    """An S3 server on loopback."""
+    server = FaultyS3()
+    yield server
     server.stop()
 
 
 @pytest.fixture
-def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bucket(s3_server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty bucket; child processes find the server by the environment too."""
     import s3fs
 
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
     fs = s3fs.S3FileSystem(use_listings_cache=False)
     name = f"bucket-{os.urandom(4).hex()}"
     fs.mkdir(name)
     yield f"s3://{name}"
+    s3_server.suffer()  # nothing more
     fs.rm(name, recursive=True)
     s3fs.S3FileSystem.clear_instance_cache()

@@ -76,6 +76,16 @@ class FaultyS3:
         self._server.shutdown()
         self._thread.join()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client finds the server by."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
     def suffer(self, *faults: Fault) -> None:
         """These faults from now on, in place of those before."""
         with self._lock:

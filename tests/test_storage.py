@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -10,53 +9,34 @@ from pipeline import storage, transient
 from pipeline.errors import LonghaulError
 from tests.faulty_s3 import Fault, FaultyS3, Kind
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FaultyS3]:
-    server = FaultyS3()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def s3_server(server: FaultyS3) -> str:
-    """In place of the server that never fails."""
-    return server.endpoint
-
-
-@pytest.fixture
-def s3(server: FaultyS3, bucket: str) -> Iterator[FaultyS3]:
-    """The server of ``bucket``, whose faults end before the bucket is removed."""
-    yield server
-    server.suffer()
-
-
 CONTENT = os.urandom(3 << 20)
 
 
 @pytest.mark.parametrize("kind", ["unavailable", "error", "reset", "truncate"])
 @pytest.mark.parametrize("times", [1, 6])
-def test_reads_outlast_what_passes(s3: FaultyS3, bucket: str, kind: Kind, times: int) -> None:
+def test_reads_outlast_what_passes(
+    s3_server: FaultyS3, bucket: str, kind: Kind, times: int
+) -> None:
     url = f"{bucket}/file"
     storage.write_bytes(url, CONTENT)
     fault = Fault(kind, times=times)
-    s3.suffer(fault)
+    s3_server.suffer(fault)
     assert storage.read_bytes(url, 1000, 2_000_000) == CONTENT[1000:2_000_000]
     assert fault.failed == times
-    s3.suffer(Fault(kind, times=times))
+    s3_server.suffer(Fault(kind, times=times))
     assert storage.read_bytes(url) == CONTENT
 
 
 @pytest.mark.parametrize("kind", ["unavailable", "error", "reset", "truncate"])
 def test_the_fast_client_reads_the_same_and_outlasts_as_much(
-    s3: FaultyS3, bucket: str, kind: Kind
+    s3_server: FaultyS3, bucket: str, kind: Kind
 ) -> None:
     read_range = pytest.importorskip("pipeline.fast_ranges").read_range
     pytest.importorskip("obstore")
     url = f"{bucket}/folder/file"
     storage.write_bytes(url, CONTENT)
     fault = Fault(kind, times=4)
-    s3.suffer(fault)
+    s3_server.suffer(fault)
     assert read_range(url, 1000, 2_000_000) == CONTENT[1000:2_000_000]
     assert fault.failed == 4
     with pytest.raises(LonghaulError, match="it does not exist"):
@@ -64,26 +44,28 @@ def test_the_fast_client_reads_the_same_and_outlasts_as_much(
 
 
 @pytest.mark.parametrize("kind", ["unavailable", "error", "reset"])
-def test_writes_and_looks_outlast_what_passes(s3: FaultyS3, bucket: str, kind: Kind) -> None:
-    s3.suffer(Fault(kind, times=3))
+def test_writes_and_looks_outlast_what_passes(s3_server: FaultyS3, bucket: str, kind: Kind) -> None:
+    s3_server.suffer(Fault(kind, times=3))
     storage.write_bytes(f"{bucket}/folder/small", b"small")
-    s3.suffer(Fault(kind, times=3))
+    s3_server.suffer(Fault(kind, times=3))
     with storage.create(f"{bucket}/folder/large") as file:
         for start in range(0, len(CONTENT), 100_000):
             file.write(CONTENT[start : start + 100_000])
-    s3.suffer(Fault(kind, times=3))
+    s3_server.suffer(Fault(kind, times=3))
     assert storage.exists(f"{bucket}/folder")
-    s3.suffer(Fault(kind, times=3))
+    s3_server.suffer(Fault(kind, times=3))
     assert storage.files_below(bucket) == ["folder/large", "folder/small"]
-    s3.suffer(Fault(kind, times=3))
+    s3_server.suffer(Fault(kind, times=3))
     storage.remove(f"{bucket}/folder/small")
     assert storage.files_below(bucket) == ["folder/large"]
     assert storage.read_bytes(f"{bucket}/folder/large") == CONTENT
 
 
-def test_a_large_write_goes_in_parts_that_outlast_what_passes(s3: FaultyS3, bucket: str) -> None:
+def test_a_large_write_goes_in_parts_that_outlast_what_passes(
+    s3_server: FaultyS3, bucket: str
+) -> None:
     content = os.urandom(1 << 20) * 120  # above s3fs's two parts of 50 MiB
-    s3.suffer(Fault("unavailable", times=4))
+    s3_server.suffer(Fault("unavailable", times=4))
     storage.write_bytes(f"{bucket}/large", content)
     read = storage.read_bytes(f"{bucket}/large")
     assert hashlib.sha256(read).digest() == hashlib.sha256(content).digest()
@@ -109,15 +91,15 @@ def test_what_does_not_pass_is_told_when_patience_ends(
 
 
 def test_a_store_that_stays_away_is_one_line(
-    s3: FaultyS3, bucket: str, monkeypatch: pytest.MonkeyPatch
+    s3_server: FaultyS3, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LONGHAUL_STORAGE_PATIENCE", "1")
-    s3.suffer(Fault("unavailable", seconds=60))
+    s3_server.suffer(Fault("unavailable", seconds=60))
     with pytest.raises(LonghaulError, match=f"cannot read {bucket}/file: "):
         storage.read_bytes(f"{bucket}/file")
 
 
-def test_what_will_not_pass_is_raised_at_once(s3: FaultyS3, bucket: str) -> None:
+def test_what_will_not_pass_is_raised_at_once(s3_server: FaultyS3, bucket: str) -> None:
     calls = 0
 
     def absent() -> None:

@@ -4,7 +4,6 @@ Files are named by the hash of their content, so that data sets, runs and worker
 folder, and what a crash left half-written can never be taken for a member.
 """
 
-import hashlib
 import os
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
+
+from pipeline.member import sha256 as hash_of
 
 _PARTIAL = ".partial"
 _LEFT_BEHIND_SECONDS = 3600.0  # a partial file older than this belongs to nobody
@@ -56,7 +57,7 @@ class DiskCache:
             _used_now(path)
         except OSError:
             return None
-        if hashlib.sha256(content).hexdigest() != sha256:
+        if hash_of(content) != sha256:
             path.unlink(missing_ok=True)
             return None
         return content
@@ -97,11 +98,10 @@ class DiskCache:
             found.append((seen.st_mtime, seen.st_size, path))
         return sorted(found)
 
-    def _count(self) -> int:
+    def _count(self) -> None:
         """What lies there, said anew: workers that died may have left the count wrong."""
         total = sum(size for _, size, _ in self._files())
         self._total.write_text(str(total))
-        return total
 
     def _evict(self, wanted: float) -> int:
         """Remove the longest unused until ``wanted`` bytes are left at most; the bytes left."""

@@ -114,11 +114,10 @@ class MemberReader:
             self._begin(self._coming.popleft())
 
     def _read(self, member: int) -> Member:
-        if self._cache is None:
-            return self._dataset.decode(member, self._dataset.fetch(member, self._read_range))
         sha256 = self._dataset.sha256[member]
-        content = self._cache.get(sha256)
+        content = self._cache.get(sha256) if self._cache else None
         if content is None:
             content = self._dataset.fetch(member, self._read_range)
-            self._cache.put(sha256, content)
+            if self._cache:
+                self._cache.put(sha256, content)
         return self._dataset.decode(member, content)

@@ -27,6 +27,7 @@ from pipeline.errors import DamagedError, LonghaulError
 from pipeline.member import sha256
 from pipeline.train.engine import Piece
 from pipeline.transient import read_again
+from pipeline.world import World
 
 COMMIT = "checkpoint.json"
 SCHEMA_VERSION = 2
@@ -271,22 +272,28 @@ def _read_commit(url: str) -> Commit:
 
 
 def newest(
-    run_url: str, use: Callable[[Checkpoint], T], warn: Callable[[str], None]
+    run_url: str, use: Callable[[Checkpoint], T], warn: Callable[[str], None], world: World
 ) -> tuple[Checkpoint, T] | None:
-    """The newest checkpoint that ``use`` could read what it needs from, and what that gave.
+    """The newest checkpoint that ``use``, on every rank, could read what it needs from.
 
-    warn: told of each newer one that is passed over. None where the run has no checkpoint. Raises
-    LonghaulError where it has some and none can be read.
+    Beside it what ``use`` gave; None where the run has no checkpoint. warn: told on rank 0 of each
+    newer one that is passed over. Raises LonghaulError where there are some and none can be read.
     """
-    places = places_in(run_url)
-    problem: LonghaulError | None = None
+    places = world.on_rank_zero(lambda: places_in(run_url))
+    problem = None
     for place in reversed(places):
+        used: tuple[Checkpoint, T] | None = None
+        problem = None
         try:
             found = Checkpoint(run_url, place)
-            return found, use(found)
+            used = found, use(found)
         except LonghaulError as error:
-            problem = error
-            warn(f"checkpoint of step {place.step} is passed over: {error}")
+            problem = str(error)
+        problem = next(filter(None, world.gather(problem)), None)
+        if problem is None:
+            return used
+        if world.rank == 0:
+            warn(f"checkpoint of step {place.step} is passed over: {problem}")
     if problem is not None:
         raise LonghaulError(
             f"none of the {len(places)} checkpoints in {run_url} can be read; the last problem: "
@@ -312,8 +319,8 @@ def retain(run_url: str, last: Place, keep: int, best_step: int | None) -> None:
     What never was committed goes too, and what lies behind ``last``: the run was begun again before
     it, since it could not be read.
     """
-    base = storage.join(run_url, "checkpoints")
     places = [place for place in places_in(run_url) if place <= last]
+    base = storage.join(run_url, "checkpoints")
     kept = set(places[-keep:]) | set([p for p in places if p.step == best_step][-1:])
     for name in storage.folders_in(base):
         if Place.parse(name) not in kept:

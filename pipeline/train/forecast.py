@@ -11,8 +11,8 @@ from models import ModelConfig, PackedBatch
 from pipeline.config import Recipe
 from pipeline.manifest import Dataset
 from pipeline.stream.order import micro_steps
+from pipeline.train.engine import KINDS
 
-_KINDS = 3  # fp32 numbers a parameter in a checkpoint: weight and two moments
 _PROBE_TOKENS = 256
 
 
@@ -69,7 +69,7 @@ def forecast(recipe: Recipe, dataset: Dataset, workers: int) -> Forecast:
             "activations": saved,
             "reading": _reading_bytes(recipe, dataset, workers),
         },
-        checkpoint_bytes=4 * _KINDS * parameters,
+        checkpoint_bytes=4 * len(KINDS) * parameters,
         checkpoints_kept=recipe.train.keep_checkpoints + 1,
     )
 

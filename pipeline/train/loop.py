@@ -24,7 +24,7 @@ from pipeline.stream.order import micro_steps, seed_of
 from pipeline.stream.stream import DIGEST, RankStep, Stream
 from pipeline.tracking import Tracker
 from pipeline.train import checkpoint
-from pipeline.train.checkpoint import Best, DataState, TrainState
+from pipeline.train.checkpoint import Best, Checkpoint, DataState, TrainState
 from pipeline.train.engine import Engine, build_engine
 from pipeline.train.optimizer import learning_rate
 from pipeline.train.plan import Plan, Tally
@@ -34,10 +34,9 @@ from pipeline.train.run import (
     metrics_url,
     open_run,
     record_attempt,
-    versions,
     write_state,
 )
-from pipeline.train.saving import Origin, Saver
+from pipeline.train.saving import Saver
 from pipeline.train.validation import validate
 from pipeline.world import World
 
@@ -106,7 +105,8 @@ class Training:
         self.dataset: Dataset = open_dataset(recipe.data.path)
         config = recipe.train
         torch.manual_seed(config.seed)
-        model = models.build(recipe.model, self.dataset.manifest.catalogue_size)
+        items = self.dataset.manifest.catalogue_size
+        model = models.build(recipe.model, items)
         micro = micro_steps(world.world_size, recipe.data.lanes)
         self.stream = Stream(
             self.dataset,
@@ -118,19 +118,7 @@ class Training:
             reading=recipe.reading,
         )
         self.engine: Engine = build_engine(model, config, world, micro)
-        self.saver = Saver(
-            recipe.run_url,
-            world,
-            attempt,
-            Origin(
-                recipe=recipe.model_dump(mode="json"),
-                recipe_hash=recipe.hash(),
-                steps=config.steps,
-                catalogue_size=self.dataset.manifest.catalogue_size,
-                versions=versions(),
-            ),
-            config.keep_checkpoints,
-        )
+        self.saver = Saver(recipe, items, world, attempt)
         self.state = self._resume(skipped)
         self._tally = Tally(world.device)
         self._stop_file = StopFile(recipe.run_url, watched=world.rank == 0)
@@ -145,35 +133,22 @@ class Training:
 
     def _resume(self, skipped: Sequence[int]) -> TrainState:
         """Take over the newest checkpoint that every rank can read its part of, or begin."""
-        url = self.recipe.run_url
-        places = self.world.on_rank_zero(lambda: checkpoint.places_in(url))
-        problem = None
-        for place in reversed(places):
-            problem = None
-            try:
-                kept = checkpoint.Checkpoint(url, place)
-                data = kept.state.data
-                if data.fingerprint == self.dataset.fingerprint:
-                    self.engine.restore(kept.read, kept.state.updates)
-            except LonghaulError as error:
-                problem = str(error)
-            problem = next(filter(None, self.world.gather(problem)), None)
-            if problem is None:
-                self._check_data(data)
-                positions = {lane: Position(*at) for lane, at in data.positions.items()}
-                self.stream.start(data.epoch, positions)
-                together = sorted({*kept.state.skipped, *skipped})
-                return kept.state.model_copy(update={"skipped": together})
-            if self.world.rank == 0:
-                _warn(f"checkpoint of step {place.step} is passed over: {problem}")
-        if problem is not None:
-            raise LonghaulError(
-                f"none of the {len(places)} checkpoints in {url} can be read; the last problem: "
-                f"{problem}"
-            )
-        self.stream.start(0)
-        data = DataState(fingerprint=self.dataset.fingerprint, epoch=0, positions={})
-        return TrainState(step=0, data=data, skipped=sorted(skipped))
+
+        def restore(kept: Checkpoint) -> None:
+            # Other data is refused below, whatever else the checkpoint may be unfit for.
+            if kept.state.data.fingerprint == self.dataset.fingerprint:
+                self.engine.restore(kept.read, kept.state.updates)
+
+        found = checkpoint.newest(self.recipe.run_url, restore, _warn, self.world)
+        if found is None:
+            self.stream.start(0)
+            data = DataState(fingerprint=self.dataset.fingerprint, epoch=0, positions={})
+            return TrainState(step=0, data=data, skipped=sorted(skipped))
+        state = found[0].state
+        self._check_data(state.data)
+        positions = {lane: Position(*at) for lane, at in state.data.positions.items()}
+        self.stream.start(state.data.epoch, positions)
+        return state.model_copy(update={"skipped": sorted({*state.skipped, *skipped})})
 
     def _check_data(self, data: DataState) -> None:
         here = self.dataset.fingerprint

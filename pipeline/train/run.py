@@ -5,6 +5,7 @@ RUN/checkpoints/   eval/
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -155,6 +156,15 @@ def metrics_url(run_url: str, attempt: int) -> str:
     return storage.join(run_url, "metrics", f"attempt-{attempt}.jsonl")
 
 
+def metrics_files(run_url: str) -> list[str]:
+    """The metrics files there are, in the order of the attempts."""
+    folder = storage.join(run_url, "metrics")
+    # Not what a killed writer left half-written.
+    names = [name for name in storage.files_below(folder) if name.startswith("attempt-")]
+    names.sort(key=lambda name: int(name.removeprefix("attempt-").removesuffix(".jsonl")))
+    return [storage.join(folder, name) for name in names]
+
+
 def write_state(run_url: str, state: RunState) -> None:
     """Tell how the run stands.
 
@@ -178,6 +188,7 @@ def read_state(run_url: str) -> RunState | None:
     return RunState.model_validate(storage.read_json(url))
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """What code computes: longhaul's version and commit, and the libraries that matter."""
     found = {"python": platform.python_version()}

@@ -6,17 +6,17 @@ plan, so that no rank waits for another; then rank 0 writes the commit, in its t
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 from pipeline import storage
+from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Commit, Place, TensorFile, TrainState
 from pipeline.train.engine import Engine, Piece
-from pipeline.train.run import RunState, write_state
+from pipeline.train.run import RunState, versions, write_state
 from pipeline.world import World
 
 R = TypeVar("R")
@@ -24,26 +24,14 @@ R = TypeVar("R")
 _FILE_BYTES = 1 << 30  # tensors in a file at most, so that encoding needs little more memory
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What writes checkpoints: it is kept in them, and decides nothing when they are read."""
-
-    recipe: dict[str, Any]
-    recipe_hash: str
-    steps: int
-    catalogue_size: int
-    versions: dict[str, str]
-
-
 class Saver:
     """The checkpoints of one attempt, one under way at a time. All ranks call alike."""
 
-    def __init__(self, run_url: str, world: World, attempt: int, origin: Origin, keep: int) -> None:
-        self._run_url = run_url
+    def __init__(self, recipe: Recipe, catalogue_size: int, world: World, attempt: int) -> None:
+        self._recipe = recipe
+        self._catalogue_size = catalogue_size
         self._world = world
         self._attempt = attempt
-        self._origin = origin
-        self._keep = keep
         self._state: TrainState | None = None  # of the checkpoint under way
         self._shapes: dict[str, list[int]] = {}
         self._upload: _Task[list[TensorFile]] | None = None
@@ -55,7 +43,7 @@ class Saver:
         pieces = engine.export()
         self._state = state
         self._shapes = {name: list(shape) for name, shape in engine.shapes().items()}
-        url = Place(state.step, self._attempt).url(self._run_url)
+        url = Place(state.step, self._attempt).url(self._recipe.run_url)
         self._upload = _Task(lambda: self._write(url, pieces))
 
     def uploaded(self) -> bool:
@@ -110,28 +98,27 @@ class Saver:
 
     def _write_commit(self, state: TrainState, files: list[TensorFile]) -> None:
         # First, since it fails where another attempt has taken over.
-        write_state(
-            self._run_url,
-            RunState(
-                state="running", attempt=self._attempt, step=state.step, steps=self._origin.steps
-            ),
+        recipe, attempt = self._recipe, self._attempt
+        stands = RunState(
+            state="running", attempt=attempt, step=state.step, steps=recipe.train.steps
         )
+        write_state(recipe.run_url, stands)
         commit = Commit(
             state=state,
             files=files,
             shapes=self._shapes,
             world_size=self._world.world_size,
-            attempt=self._attempt,
-            recipe=self._origin.recipe,
-            recipe_hash=self._origin.recipe_hash,
-            catalogue_size=self._origin.catalogue_size,
-            versions=self._origin.versions,
+            attempt=attempt,
+            recipe=recipe.model_dump(mode="json"),
+            recipe_hash=recipe.hash(),
+            catalogue_size=self._catalogue_size,
+            versions=versions(),
         )
-        place = Place(state.step, self._attempt)
-        where = storage.join(place.url(self._run_url), checkpoint.COMMIT)
+        place = Place(state.step, attempt)
+        where = storage.join(place.url(recipe.run_url), checkpoint.COMMIT)
         storage.write_json(where, commit.model_dump(mode="json"))
         best = state.best.step if state.best else None
-        checkpoint.retain(self._run_url, place, self._keep, best)
+        checkpoint.retain(recipe.run_url, place, recipe.train.keep_checkpoints, best)
 
 
 class _Task(Generic[R]):

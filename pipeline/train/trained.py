@@ -13,6 +13,7 @@ from pipeline.errors import LonghaulError
 from pipeline.evaluate import ModelScorer
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Checkpoint
+from pipeline.world import World
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def load_trained(
         wanted = last if place == last.place else Checkpoint(run_url, place)
         return wanted, wanted.weights()
 
-    found = checkpoint.newest(run_url, read, warn)
+    found = checkpoint.newest(run_url, read, warn, World(0, 1, torch.device("cpu")))
     if found is None:
         raise LonghaulError(f"{run_url} has no checkpoint yet")
     _, (kept, weights) = found

@@ -1,6 +1,5 @@
 """A small part of the fault campaign; all of it is benchmarks/faults.py."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,18 +7,6 @@ import pytest
 from pipeline.manifest import Dataset
 from tests.faults.campaign import SETTINGS, Campaign
 from tests.faulty_s3 import FaultyS3
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FaultyS3]:
-    server = FaultyS3()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def s3_server(server: FaultyS3) -> str:
-    return server.endpoint
 
 
 @pytest.mark.parametrize(
@@ -35,13 +22,12 @@ def s3_server(server: FaultyS3) -> str:
 def test_a_hurt_run_ends_as_if_nothing_had_happened(
     small_set: Dataset,
     tmp_path: Path,
-    server: FaultyS3,
+    s3_server: FaultyS3,
     bucket: str,
     setting: int,
     kinds: list[str],
 ) -> None:
-    campaign = Campaign(small_set, tmp_path, server, bucket)
+    campaign = Campaign(small_set, tmp_path, s3_server, bucket)
     outcome = campaign.case(SETTINGS[setting], kinds, seed=3)
-    server.suffer()  # the bucket is removed in peace
     assert outcome.survived, outcome
     assert outcome.injected, "nothing happened"

@@ -16,7 +16,7 @@ from pipeline import storage, world
 from pipeline.config import Recipe, parse_recipe
 from pipeline.manifest import Dataset
 from pipeline.train import checkpoint, loop
-from pipeline.train.run import RunState
+from pipeline.train.run import RunState, metrics_files
 from pipeline.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -108,11 +108,8 @@ def wait_for_text(process: "subprocess.Popen[str]", file: Path, text: str) -> No
 
 def records(wanted: Recipe) -> Iterator[dict[str, Any]]:
     """The metrics of all attempts, in order."""
-    folder = storage.join(wanted.run_url, "metrics")
-    # Not what a killed writer left half-written.
-    names = [name for name in storage.files_below(folder) if name.startswith("attempt-")]
-    for name in sorted(names, key=lambda name: int(name[len("attempt-") : -len(".jsonl")])):
-        yield from map(json.loads, storage.read_bytes(storage.join(folder, name)).splitlines())
+    for file in metrics_files(wanted.run_url):
+        yield from map(json.loads, storage.read_bytes(file).splitlines())
 
 
 def digests(wanted: Recipe) -> dict[int, tuple[int, int]]:
