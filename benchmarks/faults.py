@@ -1,6 +1,6 @@
 """Runs hurt in every way a cluster hurts them, again and again: how many went on as they should.
 
-    python -m benchmarks.faults [--cases 5] [--ray 24] [--seed 0]
+    python -m benchmarks.faults [--cases 5] [--ray 28] [--seed 0]
 
 Every setting is trained once undisturbed, then ``--cases`` times with faults at random instants of
 random ranks, and ``--ray`` times on a Ray cluster of several nodes (tests/faults says which faults
@@ -23,7 +23,7 @@ from pipeline.progress import bar
 from tests.cluster.ray_nodes import RayNodes
 from tests.conftest import prepare_histories, random_histories
 from tests.faults import ray_campaign
-from tests.faults.campaign import HARM, PROCESS, SETTINGS, Campaign, Outcome
+from tests.faults.campaign import AWAY, HARM, PROCESS, SETTINGS, Campaign, Outcome
 from tests.faults.ray_campaign import RayCampaign
 from tests.faulty_s3 import FaultyS3
 
@@ -40,42 +40,46 @@ def main() -> None:
     """Run the campaign and write a dated result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=5, help="of each setting")
-    parser.add_argument("--ray", type=int, default=24, help="faults through Ray")
+    parser.add_argument("--ray", type=int, default=28, help="runs through Ray")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     outcomes: list[Outcome] = []
     server = FaultyS3()
     with tempfile.TemporaryDirectory() as folder, bar("fault campaign") as progress:
         dataset = prepare_histories(random_histories(300, 50, seed=1), Path(folder, "set"))
-        campaign = Campaign(dataset, Path(folder), server, bucket_on(server))
+        bucket = bucket_on(server)
+        campaign = Campaign(dataset, Path(folder), server, bucket)
         cases = [(setting, case) for case in range(given.cases) for setting in SETTINGS]
         for number, (setting, _) in enumerate(cases):
             seed = given.seed * 10_000 + number
-            kinds = random.Random(seed).sample([*PROCESS, *HARM], 6)
+            possible = [*PROCESS, *HARM, *([AWAY] if setting.remote else [])]
+            kinds = random.Random(seed).sample(possible, 6)
             outcomes.append(campaign.case(setting, kinds, seed))
             hurt = sum(len(outcome.injected) for outcome in outcomes)
             progress.update(
                 number + 1, len(cases), f"{hurt} faults, {_lost(outcomes)} not survived"
             )
-        outcomes += through_ray(dataset, Path(folder, "ray"), given.ray, given.seed)
+        outcomes += through_ray(dataset, Path(folder, "ray"), server, bucket, given.ray, given.seed)
     server.stop()
     write_result("faults", _page(outcomes))
 
 
-def through_ray(dataset: Dataset, folder: Path, faults: int, seed: int) -> list[Outcome]:
-    """One fault a run, every kind in turn."""
-    if not faults:
+def through_ray(
+    dataset: Dataset, folder: Path, server: FaultyS3, bucket: str, runs: int, seed: int
+) -> list[Outcome]:
+    """Runs on a cluster, every kind of fault in turn."""
+    if not runs:
         return []
     folder.mkdir()
     nodes = RayNodes(port=26579)
     try:
         with bar("fault campaign on Ray") as progress:
-            campaign = RayCampaign(dataset, folder, nodes)
+            campaign = RayCampaign(dataset, folder, nodes, server, bucket)
             outcomes = []
-            for number in range(faults):
+            for number in range(runs):
                 kind = ray_campaign.KINDS[number % len(ray_campaign.KINDS)]
                 outcomes.append(campaign.case(kind, seed * 10_000 + number))
-                progress.update(number + 1, faults, f"{_lost(outcomes)} not survived")
+                progress.update(number + 1, runs, f"{_lost(outcomes)} not survived")
             return outcomes
     finally:
         nodes.stop()
@@ -98,7 +102,7 @@ def _page(outcomes: list[Outcome]) -> list[str]:
         "| setting | runs | faults | survived | weights as the undisturbed run's |",
         "| --- | ---: | ---: | ---: | --- |",
     ]
-    for setting in (*SETTINGS, ray_campaign.SETTING):
+    for setting in (*SETTINGS, ray_campaign.FIXED, ray_campaign.ELASTIC):
         here = [outcome for outcome in outcomes if outcome.setting.name == setting.name]
         hurt = sum(len(outcome.injected) for outcome in here)
         equal = Counter(outcome.equal for outcome in here)

@@ -20,7 +20,7 @@ from tests.train.runs import (
     final_tensors,
     recipe,
     train_here,
-    wait_for_text,
+    wait_for_step,
     write,
 )
 
@@ -51,7 +51,7 @@ def test_two_workers_compute_what_one_does_and_survive_a_kill(
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_text(process, Path(killed.run_url, "metrics", "attempt-1.jsonl"), '"step": 10,')
+    wait_for_step(process, killed, 10)
     workers_below(process.pid)[0].kill()
     said, told = process.communicate(timeout=200)
     assert process.returncode == 0, told

@@ -35,6 +35,7 @@ PROCESS = ("SIGKILL", "SIGTERM", "SIGUSR1", "stop file", "frozen", "full disk")
 HARM = ("flipped byte", "cut file", "missing file", "missing commit")
 # What the bucket does.
 STORE: tuple[Kind, ...] = ("unavailable", "error", "reset", "truncate", "corrupt")
+AWAY = "bucket away for a minute"
 ROUNDING = 2e-5
 
 
@@ -106,21 +107,17 @@ class Campaign:
         share = 2 / (len(kinds) + 1)
         for number, kind in enumerate([*kinds, ""]):
             workers = setting.workers[number % len(setting.workers)]
-            faults = [
-                Fault(store, times=chance.randint(1, 4), after=chance.randrange(requests))
-                for store in STORE
-                if setting.remote
-            ]
+            faults = store_faults(kind, chance, requests) if setting.remote else []
             self._s3.suffer(*faults)
             at = chance.randrange(1, max(2, int(share * instants))) if kind else 0
-            signalled = "SIGKILL" if kind in HARM else kind or "none"
+            signalled = "SIGKILL" if kind in HARM else kind if kind in PROCESS else "none"
             said = self._run(hurt, workers, signalled, at, chance.randrange(workers))
             self._s3.suffer()
-            injected += [fault.kind for fault in faults if fault.failed]
+            injected += names_of(faults)
             if "FAULT" in said:
                 injected.append(kind)
                 if kind in HARM:
-                    self._harm(hurt, kind, chance)
+                    harm(hurt, kind, chance)
         stands = read_state(hurt.run_url)
         if stands is None or stands.state != "done":
             return Outcome(setting, injected, f"did not end: {stands}", False)
@@ -153,12 +150,7 @@ class Campaign:
         )
 
     def _remote_set(self) -> Dataset:
-        url = f"{self._bucket}/set"
-        if not storage.exists(f"{url}/manifest.json"):
-            for name in storage.files_below(self._dataset.url):
-                content = storage.read_bytes(storage.join(self._dataset.url, name))
-                storage.write_bytes(storage.join(url, name), content)
-        return open_dataset(url)
+        return copied(self._dataset, f"{self._bucket}/set")
 
     def _run(self, wanted: Recipe, workers: int, kind: str, at: int, rank: int) -> str:
         """One attempt; what it printed."""
@@ -169,31 +161,56 @@ class Campaign:
             launcher += [f"--nproc-per-node={workers}"]
         ended = subprocess.run(
             [*launcher, *child, str(rank)],
-            env=environment(LONGHAUL_STORAGE_PATIENCE="60"),
+            env=environment(LONGHAUL_STORAGE_PATIENCE="120"),
             capture_output=True,
             text=True,
             timeout=300,
         )
         return ended.stdout + ended.stderr
 
-    def _harm(self, hurt: Recipe, kind: str, chance: random.Random) -> None:
-        """Damage the newest checkpoint, as a crash or a disk may have left it."""
-        steps = steps_in(hurt.run_url)
-        if len(steps) < 2:
-            return  # there must be one to fall back to
-        newest = checkpoint_of(hurt.run_url, steps[-1])
-        file = storage.join(newest.url, chance.choice(newest.commit.files).path)
-        if kind == "missing commit":
-            storage.remove(storage.join(newest.url, "checkpoint.json"))
-        elif kind == "missing file":
-            storage.remove(file)
+
+def store_faults(kind: str, chance: random.Random, requests: int) -> list[Fault]:
+    """What a bucket does within so many requests: all that it can, or only be away."""
+    if kind == AWAY:
+        return [Fault("unavailable", seconds=60, after=chance.randrange(requests))]
+    return [
+        Fault(store, times=chance.randint(1, 4), after=chance.randrange(requests))
+        for store in STORE
+    ]
+
+
+def names_of(faults: list[Fault]) -> list[str]:
+    """Those that happened, as the report calls them."""
+    return [AWAY if fault.seconds else fault.kind for fault in faults if fault.failed]
+
+
+def harm(hurt: Recipe, kind: str, chance: random.Random) -> None:
+    """Damage the newest checkpoint, as a crash or a disk may have left it."""
+    steps = steps_in(hurt.run_url)
+    if len(steps) < 2:
+        return  # there must be one to fall back to
+    newest = checkpoint_of(hurt.run_url, steps[-1])
+    file = storage.join(newest.url, chance.choice(newest.commit.files).path)
+    if kind == "missing commit":
+        storage.remove(storage.join(newest.url, "checkpoint.json"))
+    elif kind == "missing file":
+        storage.remove(file)
+    else:
+        content = bytearray(storage.read_bytes(file))
+        if kind == "cut file":
+            del content[chance.randrange(len(content)) :]
         else:
-            content = bytearray(storage.read_bytes(file))
-            if kind == "cut file":
-                del content[chance.randrange(len(content)) :]
-            else:
-                content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-            storage.write_bytes(file, bytes(content))
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        storage.write_bytes(file, bytes(content))
+
+
+def copied(dataset: Dataset, url: str) -> Dataset:
+    """The data set at ``url``, put there where it is not yet."""
+    if not storage.exists(f"{url}/manifest.json"):
+        for name in storage.files_below(dataset.url):
+            content = storage.read_bytes(storage.join(dataset.url, name))
+            storage.write_bytes(storage.join(url, name), content)
+    return open_dataset(url)
 
 
 def compare(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> str:

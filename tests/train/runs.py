@@ -98,10 +98,10 @@ def train_apart(wanted: Recipe, folder: Path, workers: int = 1) -> subprocess.Co
     )
 
 
-def wait_for_text(process: "subprocess.Popen[str]", file: Path, text: str) -> None:
-    """Return once ``file`` holds ``text``; fail where the process ends before."""
-    while not file.exists() or text not in file.read_text():
-        assert process.poll() is None, f"the process ended before {file} told of {text}"
+def wait_for_step(process: "subprocess.Popen[str]", wanted: Recipe, step: int) -> None:
+    """Return once the run has told of the step; fail where the process ends before."""
+    while not any(record["step"] >= step for record in records(wanted)):
+        assert process.poll() is None, f"the process ended before step {step}"
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.05)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import Recipe
 from pipeline.manifest import Dataset
 from tests.train.runs import (
     assert_bit_equal,
@@ -20,7 +21,7 @@ from tests.train.runs import (
     records,
     train_apart,
     train_here,
-    wait_for_text,
+    wait_for_step,
     write,
 )
 
@@ -89,10 +90,11 @@ def test_every_engine_computes_the_same_updates(
     assert digests(plain) == digests(other)
 
 
-def kill_at(file: Path, run: Path, step: int) -> None:
+def kill_at(wanted: Recipe, folder: Path, step: int) -> None:
     """Start training and SIGKILL it once its metrics tell of ``step``."""
-    process = subprocess.Popen(command(file), env=environment(), cwd=file.parent, text=True)
-    wait_for_text(process, run / "metrics" / "attempt-1.jsonl", f'"step": {step},')
+    started = command(write(wanted, folder))
+    process = subprocess.Popen(started, env=environment(), cwd=folder, text=True)
+    wait_for_step(process, wanted, step)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
@@ -104,7 +106,7 @@ def test_killed_at_a_random_step_is_bit_equal(small_set: Dataset, tmp_path: Path
     killed = recipe(small_set, tmp_path, "killed", **changes)
     train_here(whole)
     step = random.randrange(7, 200)
-    kill_at(write(killed, tmp_path), Path(killed.run_url), step)
+    kill_at(killed, tmp_path, step)
     again = train_apart(killed, tmp_path)
     assert again.returncode == 0, again.stderr
     assert_bit_equal(final_tensors(whole), final_tensors(killed))

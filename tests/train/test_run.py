@@ -28,7 +28,7 @@ from tests.train.runs import (
     steps_in,
     train_apart,
     train_here,
-    wait_for_text,
+    wait_for_step,
     write,
 )
 
@@ -103,7 +103,7 @@ def test_asked_to_stop_it_saves_and_says_preempted(
         stdout=subprocess.PIPE,
         text=True,
     )
-    wait_for_text(process, Path(wanted.run_url, "metrics", "attempt-1.jsonl"), "loss")
+    wait_for_step(process, wanted, 1)
     if way == "longhaul stop":
         asked = subprocess.run(
             [sys.executable, "-m", "pipeline", "stop", wanted.run_url],
