@@ -3,7 +3,7 @@
     python -m benchmarks.loader [--users 200000] [--seconds 10]
 
 All contenders read the same histories in one process from local files in the page cache, turn and
-turn about, and fill micro-batches of 8,192 tokens; longhaul checks every byte against its index and
+turn about, and fill micro-batches of 65,536 tokens; longhaul checks every byte against its index and
 permutes the segments. webdataset, LitData and MosaicML Streaming hold one user a record, as their
 examples do; those that are not installed are left out, and named. Tokens count by the second of CPU
 time of the process, all its threads together. longhaul also reads from a bucket on loopback, where
@@ -32,8 +32,9 @@ from pipeline.prepare import PrepareOptions, prepare
 from pipeline.prepare.synth import SynthOptions, generate
 from pipeline.stream.reader import ReadingConfig
 from pipeline.stream.stream import Stream, StreamConfig
+from pipeline.world import use_threads
 
-TOKENS = 8192
+TOKENS = 65_536
 TURNS = 5
 
 
@@ -170,7 +171,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each turn")
     given = parser.parse_args()
-    torch.set_num_threads(1)
+    use_threads(1)
     server, remote = bucket()
     with tempfile.TemporaryDirectory() as folder:
         generate(SynthOptions(users=given.users, events=100 * given.users), f"{folder}/log")

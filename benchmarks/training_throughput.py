@@ -28,6 +28,7 @@ from pipeline.config import load_recipe
 from pipeline.manifest import Dataset, open_dataset
 from pipeline.member import TRAIN_END
 from pipeline.prepare import PrepareOptions, prepare
+from pipeline.world import use_threads
 
 LENGTH, ROWS = 200, 128
 RECIPE = Path(__file__).parents[1] / "configs" / "ml-1m" / "lrurec.yaml"
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12.0, help="of each turn")
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         log = arguments.data / "ml-1m.txt"
         prepare(PrepareOptions(inputs=[str(log)], output=f"{folder}/set"))

@@ -14,14 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from pipeline import storage
 from pipeline.config import Recipe, parse_recipe
 from pipeline.errors import LonghaulError
 from pipeline.progress import Bar
 from pipeline.train.run import RunState, metrics_url, read_state, request_stop, write_state
-from pipeline.world import World, pick_device, stop_signals_call
+from pipeline.world import World, pick_device, stop_signals_call, use_threads
 
 _SECONDS_BETWEEN_POLLS = 2.0  # asking costs a round trip of all workers, 2.7 ms between two
 
@@ -146,7 +144,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     recipe = parse_recipe(config["recipe"], "the submitted recipe")
     context = ray.train.get_context()
-    torch.set_num_threads(recipe.placement.threads or 1)
+    use_threads(recipe.placement.threads or 1)
     device = pick_device("cuda" if config["use_gpu"] else "cpu", context.get_local_rank())
     world = _RayWorld(context.get_world_rank(), context.get_world_size(), device)
     try:

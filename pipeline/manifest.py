@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import storage
 from pipeline.errors import DamagedError, LonghaulError
-from pipeline.member import Member, decode_member, sha256
+from pipeline.member import Head, Member, decode_head, decode_member, sha256
 from pipeline.transient import read_again
 
 ReadRange = Callable[[str, int, int], bytes]
 """Reads the bytes ``[start, stop)`` at a URL."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 ITEMS = "items.parquet"
@@ -36,6 +36,8 @@ INDEX_SCHEMA = pa.schema(
         ("start", pa.int64()),  # byte range of the member in its shard
         ("stop", pa.int64()),
         ("sha256", pa.string()),  # of that byte range
+        ("head", pa.int64()),  # how many of the bytes are the member's head
+        ("head_sha256", pa.string()),
         ("users", pa.int64()),
         ("events", pa.int64()),
         ("train_events", pa.int64()),
@@ -75,7 +77,7 @@ class Lineage(_Strict):
 class Manifest(_Strict):
     """The data set's own description; see ``docs/formats.md`` for every field."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     catalogue_size: int
     users: int
     events: int
@@ -97,7 +99,8 @@ class Manifest(_Strict):
 class Dataset:
     """An opened data set: where it is, its manifest, and its index as columns.
 
-    ``start``, ``stop``, ``events``, ``train_events``: i64 ``[M]``, one entry a member.
+    ``start``, ``stop``, ``head``, ``users``, ``events``, ``train_events``: i64 ``[M]``, one entry a
+    member; bytes ``start`` up to ``start + head`` of its shard are its head.
     """
 
     url: str
@@ -107,6 +110,8 @@ class Dataset:
     start: np.ndarray
     stop: np.ndarray
     sha256: list[str]
+    head: np.ndarray
+    head_sha256: list[str]
     users: np.ndarray
     events: np.ndarray
     train_events: np.ndarray
@@ -143,39 +148,47 @@ class Dataset:
         return f"member {self.member[member]} of {shard}"
 
     def read(self, member: int) -> Member:
-        """One member, checked against the index. Raises LonghaulError as ``fetch`` does."""
-        return self.decode(member, self.fetch(member))
-
-    def decode(self, member: int, content: bytes) -> Member:
-        """The member whose checked bytes are ``content``."""
+        """One member, checked against the index. Raises LonghaulError as ``fetch_head`` does."""
+        start, stop = int(self.start[member]), int(self.stop[member])
+        read = storage.read_bytes
+        content = self._fetch(member, start, stop, self.sha256[member], read)
         return decode_member(content, self.name(member))
 
-    def fetch(self, member: int, read: ReadRange = storage.read_bytes) -> bytes:
-        """The bytes of one member, read by their range and checked against the index.
+    def fetch_head(self, member: int, read: ReadRange = storage.read_bytes) -> bytes:
+        """The bytes of a member's head, read by their range and checked against the index.
 
         Bytes that are missing or differ are read again, since they may have suffered on the way.
         Raises LonghaulError, naming shard and member, where they go on doing so.
         """
-        return read_again(lambda: self._fetch(member, read))
+        start = int(self.start[member])
+        stop = start + int(self.head[member])
+        return self._fetch(member, start, stop, self.head_sha256[member], read)
 
-    def _fetch(self, member: int, read: ReadRange) -> bytes:
+    def decode_head(self, member: int, content: bytes) -> Head:
+        """The head whose checked bytes are ``content``."""
+        return decode_head(content, self.name(member))
+
+    def _fetch(self, member: int, start: int, stop: int, wanted: str, read: ReadRange) -> bytes:
         url = storage.join(self.url, SHARDS, self.shard[member])
-        start, stop = int(self.start[member]), int(self.stop[member])
-        try:
-            content = read(url, start, stop)
-        except LonghaulError as error:
-            raise LonghaulError(f"{self.name(member)}: {error}") from error
-        if len(content) != stop - start:
-            raise DamagedError(
-                f"{self.name(member)} is cut short: the index says bytes {start} to {stop}, "
-                f"{len(content)} could be read; copy or prepare the data set again"
-            )
-        if sha256(content) != self.sha256[member]:
-            raise DamagedError(
-                f"{self.name(member)} is damaged: its bytes {start} to {stop} do not have the "
-                "hash in the index; copy or prepare the data set again"
-            )
-        return content
+
+        def fetch() -> bytes:
+            try:
+                content = read(url, start, stop)
+            except LonghaulError as error:
+                raise LonghaulError(f"{self.name(member)}: {error}") from error
+            if len(content) != stop - start:
+                raise DamagedError(
+                    f"{self.name(member)} is cut short: the index says bytes {start} to {stop}, "
+                    f"{len(content)} could be read; copy or prepare the data set again"
+                )
+            if sha256(content) != wanted:
+                raise DamagedError(
+                    f"{self.name(member)} is damaged: its bytes {start} to {stop} do not have the "
+                    "hash in the index; copy or prepare the data set again"
+                )
+            return content
+
+        return read_again(fetch)
 
 
 def open_dataset(url: str) -> Dataset:
@@ -226,6 +239,8 @@ def open_dataset(url: str) -> Dataset:
         start=integers("start"),
         stop=integers("stop"),
         sha256=columns["sha256"].to_pylist(),
+        head=integers("head"),
+        head_sha256=columns["head_sha256"].to_pylist(),
         users=integers("users"),
         events=integers("events"),
         train_events=integers("train_events"),

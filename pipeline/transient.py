@@ -105,14 +105,16 @@ def outlast(call: Callable[[], T], what: str) -> T:
                 flush=True,
             )
 
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_transient),
-        wait=tenacity.wait_random_exponential(_FIRST_PAUSE, _LONGEST_PAUSE),
-        stop=tenacity.stop_after_delay(patience),
-        before_sleep=warn,
-        reraise=True,
+    return _first_plainly(
+        call,
+        lambda: tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=tenacity.wait_random_exponential(_FIRST_PAUSE, _LONGEST_PAUSE),
+            stop=tenacity.stop_after_delay(patience),
+            before_sleep=warn,
+            reraise=True,
+        ),
     )
-    return retrying(call)
 
 
 def read_again(read: Callable[[], T]) -> T:
@@ -126,11 +128,29 @@ def read_again(read: Callable[[], T]) -> T:
             error = state.outcome.exception()
             print(f"warning: {error}; reading it again", file=sys.stderr, flush=True)
 
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(DamagedError),
-        wait=tenacity.wait_exponential(_FIRST_PAUSE),
-        stop=tenacity.stop_after_attempt(_READS),
-        before_sleep=warn,
-        reraise=True,
+    return _first_plainly(
+        read,
+        lambda: tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(DamagedError),
+            wait=tenacity.wait_exponential(_FIRST_PAUSE),
+            stop=tenacity.stop_after_attempt(_READS),
+            before_sleep=warn,
+            reraise=True,
+        ),
     )
-    return retrying(read)
+
+
+def _first_plainly(call: Callable[[], T], policy: Callable[[], tenacity.Retrying]) -> T:
+    """``call()``; a policy is made only where it fails, since that takes as long as a read."""
+    failed: list[Exception] = []
+    try:
+        return call()
+    except Exception as error:
+        failed.append(error)
+
+    def go_on() -> T:
+        if failed:
+            raise failed.pop()  # the policy's first attempt was the plain one
+        return call()
+
+    return policy()(go_on)

@@ -110,6 +110,7 @@ class FaultyS3:
             return [body]
         if kind == "reset":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            start_response("500 Reset", [])  # to nobody
             return []
         answer: Iterable[bytes] = self._app(environ, start_response)
         return answer if kind is None else self._spoiled(answer, kind)

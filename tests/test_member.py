@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import LonghaulError
-from pipeline.member import SHARD_END, Member, decode_member, encode_member
+from pipeline.member import Head, Member, decode_head, decode_member, encode_member
 
 
 def member(lengths: list[int], strings: bool = False, timed: bool = False) -> Member:
@@ -32,7 +32,7 @@ def member(lengths: list[int], strings: bool = False, timed: bool = False) -> Me
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.booleans(), st.booleans())
 def test_what_is_written_is_read(lengths: list[int], strings: bool, timed: bool) -> None:
     written = member(lengths, strings, timed)
-    read = decode_member(encode_member("000000", written), "a member")
+    read = decode_member(encode_member("000000", written)[0], "a member")
     for name in ("items", "offsets", "users", "splits", "timestamps", "actions"):
         before, after = getattr(written, name), getattr(read, name)
         if before is None:
@@ -40,6 +40,17 @@ def test_what_is_written_is_read(lengths: list[int], strings: bool, timed: bool)
         else:
             assert after.dtype == before.dtype
             np.testing.assert_array_equal(after, before)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.booleans())
+def test_the_head_is_read_alone(lengths: list[int], timed: bool) -> None:
+    written = member(lengths, timed=timed)
+    content, head = encode_member("000000", written)
+    read = decode_head(content[:head], "a member")
+    assert type(read) is Head
+    for name in ("items", "offsets", "splits"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
+    assert read.lengths().tolist() == lengths
 
 
 class Cycle:
@@ -54,7 +65,7 @@ class Cycle:
 
 def test_threads_decode_at_once_while_garbage_is_collected() -> None:
     """numpy's own reader of headers fails here once in some thousand times (CPython 106905)."""
-    content = encode_member("000000", member([3, 1, 2], timed=True))
+    content, _ = encode_member("000000", member([3, 1, 2], timed=True))
 
     def decode_many() -> None:
         for _ in range(1000):
@@ -82,4 +93,4 @@ def test_a_foreign_array_is_refused(values: np.ndarray) -> None:
         entry.size = len(array.getvalue())
         tar.addfile(entry, io.BytesIO(array.getvalue()))
     with pytest.raises(LonghaulError, match=r"a member is not a longhaul member: .* no header"):
-        decode_member(archive.getvalue() + SHARD_END, "a member")
+        decode_member(archive.getvalue(), "a member")

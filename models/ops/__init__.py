@@ -8,7 +8,7 @@ operation takes fp32 and bf16 (fast) and fp64 (eager).
 from models.ops.activation import bias_gelu_dropout
 from models.ops.attention import attention
 from models.ops.convolution import causal_convolution
-from models.ops.cutting import cut_segments
+from models.ops.cutting import Events
 from models.ops.dense import linear
 from models.ops.drop import dropout
 from models.ops.experts import running_softmax_experts
@@ -22,11 +22,11 @@ from models.ops.rotary import rotate
 from models.ops.softmax import full_softmax_loss
 
 __all__ = [
+    "Events",
     "attention",
     "bias_gelu_dropout",
     "causal_convolution",
     "causal_linear_attention",
-    "cut_segments",
     "diagonal_recurrence",
     "dropout",
     "dropout_add_norm",

@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.cpp_extension import get_default_build_root
 
@@ -57,10 +58,11 @@ def available() -> bool:
     return os.environ.get("LONGHAUL_CPU_KERNELS", "1") != "0" and library() is not None
 
 
-def call(function: str, *arguments: torch.Tensor | int | float | None) -> int:
+def call(function: str, *arguments: torch.Tensor | np.ndarray | int | float | None) -> int:
     """Calls a kernel; its last argument is always the number of threads torch may use.
 
-    Tensors pass as data pointers (they must be contiguous), ints as int64, floats as double.
+    Tensors and arrays pass as data pointers (they must be contiguous), ints as int64, floats as
+    double.
     """
     kernels = library()
     if kernels is None:
@@ -71,6 +73,8 @@ def call(function: str, *arguments: torch.Tensor | int | float | None) -> int:
             converted.append(ctypes.c_void_p(None))
         elif isinstance(argument, torch.Tensor):
             converted.append(ctypes.c_void_p(argument.data_ptr()))
+        elif isinstance(argument, np.ndarray):
+            converted.append(ctypes.c_void_p(argument.__array_interface__["data"][0]))
         elif isinstance(argument, float):
             converted.append(ctypes.c_double(argument))
         else:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import LonghaulError
-from pipeline.manifest import MANIFEST, File, Lineage, Manifest, Split
+from pipeline.manifest import MANIFEST, SCHEMA_VERSION, File, Lineage, Manifest, Split
 from pipeline.prepare.filters import (
     Counts,
     filter_counts,
@@ -121,7 +121,7 @@ def _write(
         occurrences += count_items(partition, len(catalogue))
 
     manifest = Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         catalogue_size=len(catalogue),
         users=len(histories),
         events=events,

@@ -84,7 +84,7 @@ def write_shard(
         for count in range(len(bounds) - 1):
             part = partition.slice(int(bounds[count]), int(bounds[count + 1]))
             key = f"{number:05d}-{count:06d}"
-            content = encode_member(key, _member(part))
+            content, head = encode_member(key, _member(part))
             file.write(content)
             whole.update(content)
             index.append(
@@ -94,6 +94,8 @@ def write_shard(
                     "start": start,
                     "stop": start + len(content),
                     "sha256": sha256(content),
+                    "head": head,
+                    "head_sha256": sha256(content[:head]),
                     "users": len(part),
                     "events": len(part.items),
                     "train_events": int(part.splits[:, TRAIN_END].sum(dtype=np.int64)),

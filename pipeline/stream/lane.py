@@ -3,10 +3,9 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from models.ops import cut_segments
-from pipeline.member import TRAIN_END, Member
+from models.ops import Events
+from pipeline.member import TRAIN_END, Head
 from pipeline.stream.order import mix, permutation, seed_of
 from pipeline.stream.reader import MemberReader
 from pipeline.stream.segments import Window, cut
@@ -51,12 +50,13 @@ def empty_fill() -> Fill:
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """The segments of a few members, permuted together; tensors, ``[S]`` each but the first."""
+    """The segments of a few members, permuted together; ``[S]`` each but the first."""
 
-    events: torch.Tensor  # uint32, all events of the members back to back
-    begin: torch.Tensor  # int64, where the segment's first target is in events
-    length: torch.Tensor  # int64, targets
-    bos: torch.Tensor  # bool
+    events: Events  # of the members
+    member: np.ndarray  # i64, which of them the segment is in
+    begin: np.ndarray  # i64, where its first target is there
+    length: np.ndarray  # i64, targets
+    bos: np.ndarray  # bool
     identity: np.ndarray  # u64
     ends: np.ndarray  # i64, targets of this and all earlier segments
 
@@ -128,24 +128,23 @@ class Lane:
         return _pack(parts) if parts else None
 
 
-def _permuted(members: np.ndarray, read: list[Member], window: Window, seed: int) -> _Group:
+def _permuted(members: np.ndarray, read: list[Head], window: Window, seed: int) -> _Group:
     """All segments of the group in the order of ``seed``."""
     users = np.array([len(member) for member in read])
-    sizes = np.array([len(member.items) for member in read])
-    # Where each user's history begins among the events of the group.
-    base = np.repeat(np.cumsum(sizes) - sizes, users)
-    history = base + np.concatenate([member.offsets[:-1] for member in read]).astype(np.int64)
+    member = np.repeat(np.arange(len(read)), users)
+    history = np.concatenate([member.offsets[:-1] for member in read]).astype(np.int64)
     cuts = cut(np.concatenate([member.splits[:, TRAIN_END] for member in read]), window)
     order = permutation(len(cuts), seed)
     user, start, stop = cuts.user[order], cuts.start[order], cuts.stop[order]
-    within = np.arange(len(base)) - np.repeat(np.cumsum(users) - users, users)
-    named = mix(np.repeat(members, users).astype(np.uint64))  # by member, user in it, stop
+    within = np.arange(len(member)) - (np.cumsum(users) - users)[member]
+    named = mix(members.astype(np.uint64))[member]  # by member, user in it, stop
     named = mix(named ^ within.astype(np.uint64))
     return _Group(
-        events=torch.from_numpy(np.concatenate([member.items for member in read])),
-        begin=torch.from_numpy(history[user] + start),
-        length=torch.from_numpy(stop - start),
-        bos=torch.from_numpy(cuts.bos[order]),
+        events=Events([member.items for member in read]),
+        member=member[user],
+        begin=history[user] + start,
+        length=stop - start,
+        bos=cuts.bos[order],
         identity=mix(named[user] ^ stop.astype(np.uint64)),
         ends=np.cumsum(stop - start),
     )
@@ -154,11 +153,11 @@ def _permuted(members: np.ndarray, read: list[Member], window: Window, seed: int
 def _pack(parts: list[tuple[_Group, int, int]]) -> Fill:
     fills = []
     for group, begin, end in parts:
-        columns = (column[begin:end] for column in (group.begin, group.length, group.bos))
-        items, targets = cut_segments(group.events, *columns)
+        columns = (group.member, group.begin, group.length, group.bos)
+        items, targets = group.events.cut(*(column[begin:end] for column in columns))
         offsets = np.zeros(end - begin + 1, dtype=np.int64)
         offsets[1:] = group.ends[begin:end] - (group.ends[begin - 1] if begin else 0)
-        fills.append(Fill(items.numpy(), targets.numpy(), offsets, group.identity[begin:end]))
+        fills.append(Fill(items, targets, offsets, group.identity[begin:end]))
     return fills[0] if len(fills) == 1 else _joined(fills)
 
 

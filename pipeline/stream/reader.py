@@ -13,7 +13,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field
 from pipeline import storage
 from pipeline.fast_ranges import read_range
 from pipeline.manifest import Dataset, ReadRange
-from pipeline.member import Member
+from pipeline.member import Head
 from pipeline.stream.cache import CacheConfig, DiskCache
 
 
@@ -56,9 +56,9 @@ class MemberReader:
         self._cache = DiskCache(config.cache) if config.cache else None
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="member-reader")
         self._coming: deque[int] = deque()  # wanted later, in this order, not begun
-        self._begun: dict[int, Future[Member]] = {}
+        self._begun: dict[int, Future[Head]] = {}
         self._begun_bytes = 0
-        self._kept: dict[int, Member] = {}
+        self._kept: dict[int, Head] = {}
         self._kept_bytes = 0
 
     def ahead(self, members: Iterable[int]) -> None:
@@ -66,7 +66,7 @@ class MemberReader:
         self._coming.extend(member for member in members if member not in self._kept)
         self._begin_what_fits()
 
-    def take(self, members: Sequence[int]) -> list[Member]:
+    def take(self, members: Sequence[int]) -> list[Head]:
         """These members, waiting where they are not there yet.
 
         Raises LonghaulError, naming shard and member, where one cannot be read.
@@ -103,7 +103,7 @@ class MemberReader:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _size(self, member: int) -> int:
-        return int(self._dataset.stop[member] - self._dataset.start[member])
+        return int(self._dataset.head[member])
 
     def _begin(self, member: int) -> None:
         self._begun[member] = self._threads.submit(self._read, member)
@@ -113,11 +113,11 @@ class MemberReader:
         while self._coming and self._begun_bytes + self._size(self._coming[0]) <= self._bound:
             self._begin(self._coming.popleft())
 
-    def _read(self, member: int) -> Member:
-        sha256 = self._dataset.sha256[member]
+    def _read(self, member: int) -> Head:
+        sha256 = self._dataset.head_sha256[member]
         content = self._cache.get(sha256) if self._cache else None
         if content is None:
-            content = self._dataset.fetch(member, self._read_range)
+            content = self._dataset.fetch_head(member, self._read_range)
             if self._cache:
                 self._cache.put(sha256, content)
-        return self._dataset.decode(member, content)
+        return self._dataset.decode_head(member, content)

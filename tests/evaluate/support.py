@@ -17,6 +17,7 @@ from pipeline.manifest import (
     INDEX,
     INDEX_SCHEMA,
     MANIFEST,
+    SCHEMA_VERSION,
     Dataset,
     File,
     Lineage,
@@ -80,7 +81,7 @@ def write_dataset(
             splits=np.array([user.split for user in here], np.uint32),
             timestamps=np.array(times, np.int64) if times else None,
         )
-        encoded = encode_member(f"{number:06d}", member)
+        encoded, head = encode_member(f"{number:06d}", member)
         rows.append(
             {
                 "shard": "00000.tar",
@@ -88,6 +89,8 @@ def write_dataset(
                 "start": len(content),
                 "stop": len(content) + len(encoded),
                 "sha256": sha256(encoded),
+                "head": head,
+                "head_sha256": sha256(encoded[:head]),
                 "users": len(here),
                 "events": sum(lengths),
                 "train_events": sum(user.split[0] for user in here),
@@ -102,7 +105,7 @@ def write_dataset(
     storage.write_bytes(storage.join(url, INDEX), index)
     file = File(path=INDEX, bytes=len(index), sha256=sha256(index))
     manifest = Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         catalogue_size=catalogue,
         users=len(users),
         events=sum(len(user.items) for user in users),

@@ -119,6 +119,7 @@ class RayCampaign:
             train__zero_stage=1,
             train__steps=STEPS,
             train__checkpoint_every=10,
+            train__optimizer={"lr": 1e-4, "clip_norm": 0.5},  # rounding stays rounding for so many
             data__lanes=2,
             placement={"workers": 2, "threads": 1, **placement},
         )

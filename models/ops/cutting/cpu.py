@@ -1,17 +1,21 @@
 """Cutting through the C++ kernel (cutting.cpp)."""
 
-import torch
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from models.ops import extension
 
+if TYPE_CHECKING:
+    from models.ops.cutting import Events
+
 
 def cut(
-    events: torch.Tensor, begin: torch.Tensor, length: torch.Tensor, bos: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See ``cut_segments``."""
-    given = [tensor.contiguous() for tensor in (events, begin, length, bos)]
-    # numpy sums a few numbers ten times as quickly.
-    items = torch.empty(int(given[2].numpy().sum()), dtype=torch.int64)
-    targets = torch.empty_like(items)
+    events: "Events", array: np.ndarray, begin: np.ndarray, length: np.ndarray, bos: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """See ``Events.cut``."""
+    items = np.empty(int(length.sum()), dtype=np.int64)
+    targets = np.empty_like(items)
+    given = (events.address, array, begin, length, bos)
     extension.call("cut_segments", *given, len(begin), items, targets)
     return items, targets

@@ -1,16 +1,22 @@
-"""What cutting computes, by index arithmetic."""
+"""What cutting computes, a segment at a time."""
 
-import torch
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from models.ops.cutting import Events
 
 
 def cut(
-    events: torch.Tensor, begin: torch.Tensor, length: torch.Tensor, bos: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See ``cut_segments``."""
-    ends = length.cumsum(0)
-    first = ends - length  # where each segment begins in the batch
-    wide = events.to(torch.int64)
-    place = torch.arange(int(length.sum())) + torch.repeat_interleave(begin - first, length)
-    items = wide[place - 1]  # of a bos segment's first place: another user's event, or the last
-    items[first[bos & (length > 0)]] = 0
-    return items, wide[place]
+    events: "Events", array: np.ndarray, begin: np.ndarray, length: np.ndarray, bos: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """See ``Events.cut``."""
+    items, targets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    columns = [column.tolist() for column in (array, begin, length, bos)]
+    for number, start, n, first in zip(*columns, strict=True):
+        held = events.arrays[number].astype(np.int64)
+        before = np.zeros(1, np.int64) if first else held[start - 1 : start]
+        targets.append(held[start : start + n])
+        items.append(np.concatenate([before, targets[-1][:-1]])[:n])
+    return np.concatenate(items), np.concatenate(targets)
