@@ -3,11 +3,11 @@
     python -m benchmarks.loader [--users 200000] [--seconds 10]
 
 All contenders read the same histories in one process from local files in the page cache, turn and
-turn about, and fill micro-batches of 65,536 tokens; longhaul checks every byte against its index and
-permutes the segments. webdataset, LitData and MosaicML Streaming hold one user a record, as their
-examples do; those that are not installed are left out, and named. Tokens count by the second of CPU
-time of the process, all its threads together. longhaul also reads from a bucket on loopback, where
-the server, in a process of its own, is the limit.
+turn about, and fill micro-batches of 65,536 tokens; longhaul checks every byte against its index
+and permutes the segments. webdataset, LitData and MosaicML Streaming hold one user a record, as
+their examples do; those that are not installed are left out, and named. Tokens count by the second
+of CPU time of the process, all its threads together. longhaul also reads from a bucket on loopback,
+where the server, in a process of its own, is the limit.
 """
 
 import argparse
