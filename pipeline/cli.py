@@ -113,8 +113,11 @@ def train(
                 stands = loop.train(loaded, here, progress if here.rank == 0 else None)
                 if here.rank:
                     return
-    said = f"run {loaded.name}: {stands.state} at step {stands.step:,} of {stands.steps:,}"
-    typer.echo(f"{said}{f' ({stands.reason})' if stands.reason else ''}: {loaded.run_url}")
+    if as_json:
+        print_json({"run": loaded.run_url, **stands.model_dump()})
+    else:
+        said = f"run {loaded.name}: {stands.state} at step {stands.step:,} of {stands.steps:,}"
+        typer.echo(f"{said}{f' ({stands.reason})' if stands.reason else ''}: {loaded.run_url}")
     if stands.state == "failed":
         raise LonghaulError(f"run {loaded.name} failed: {stands.reason}")
     if stands.state == "preempted":

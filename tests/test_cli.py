@@ -14,7 +14,7 @@ from pipeline.cli import app
 from pipeline.config import load_recipe
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset
-from tests.train.runs import ROOT, environment, recipe, train_here, write
+from tests.train.runs import ROOT, environment, recipe, write
 
 
 def longhaul(
@@ -147,9 +147,12 @@ def test_help_names_every_command_with_an_example() -> None:
         assert f"longhaul {command}" in runner.invoke(app, [command, "--help"]).stdout
 
 
-def test_evaluate_and_report_of_a_run(small_set: Dataset, tmp_path: Path) -> None:
+def test_train_evaluate_and_report(small_set: Dataset, tmp_path: Path) -> None:
     wanted = recipe(small_set, tmp_path, train__validation={"every": 6})
-    train_here(wanted)
+    trained = longhaul("train", str(write(wanted, tmp_path)), "--json")
+    assert trained.returncode == 0, trained.stderr
+    stands = json.loads(trained.stdout)
+    assert (stands["state"], stands["step"], stands["run"]) == ("done", 12, wanted.run_url)
     said = longhaul(
         "evaluate", wanted.run_url, "--set", "seen=none", "--set", "ks=[1,10]", "--json"
     )
