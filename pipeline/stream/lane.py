@@ -25,12 +25,14 @@ class Fill:
 
     items, targets: i64 ``[T]``; offsets: i64 ``[S + 1]``;
     identity: u64 ``[S]``, a hash of (member, user, stop) that names each segment of an epoch.
+    asked: how many targets are not 0.
     """
 
     items: np.ndarray
     targets: np.ndarray
     offsets: np.ndarray
     identity: np.ndarray
+    asked: int
 
     @property
     def segments(self) -> int:
@@ -39,13 +41,14 @@ class Fill:
 
     def asking(self, items: np.ndarray, targets: np.ndarray) -> "Fill":
         """The same segments with other inputs and targets."""
-        return replace(self, items=items, targets=targets)
+        asked = int(np.count_nonzero(targets))
+        return replace(self, items=items, targets=targets, asked=asked)
 
 
 def empty_fill() -> Fill:
     """The dead segment that a missing or dry lane runs: one token, no target, weight zero."""
     zero = np.zeros(1, dtype=np.int64)
-    return Fill(zero, zero, np.array([0, 1]), np.zeros(0, dtype=np.uint64))
+    return Fill(zero, zero, np.array([0, 1]), np.zeros(0, dtype=np.uint64), asked=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +160,8 @@ def _pack(parts: list[tuple[_Group, int, int]]) -> Fill:
         items, targets = group.events.cut(*(column[begin:end] for column in columns))
         offsets = np.zeros(end - begin + 1, dtype=np.int64)
         offsets[1:] = group.ends[begin:end] - (group.ends[begin - 1] if begin else 0)
-        fills.append(Fill(items, targets, offsets, group.identity[begin:end]))
+        identity = group.identity[begin:end]
+        fills.append(Fill(items, targets, offsets, identity, asked=len(targets)))
     return fills[0] if len(fills) == 1 else _joined(fills)
 
 
@@ -170,4 +174,5 @@ def _joined(fills: list[Fill]) -> Fill:
             [[0], *(fill.offsets[1:] + first for fill, first in zip(fills, firsts, strict=False))]
         ),
         identity=np.concatenate([fill.identity for fill in fills]),
+        asked=sum(fill.asked for fill in fills),
     )

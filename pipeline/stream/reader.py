@@ -40,6 +40,9 @@ class ReadingConfig(BaseModel):
     cache: CacheConfig | None = Field(None, description="members on the local disk; or null")
 
 
+_RUN_BYTES = 1 << 20
+
+
 class MemberReader:
     """The members of a data set for one worker, with what it will want next read beforehand.
 
@@ -56,7 +59,7 @@ class MemberReader:
         self._cache = DiskCache(config.cache) if config.cache else None
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="member-reader")
         self._coming: deque[int] = deque()  # wanted later, in this order, not begun
-        self._begun: dict[int, Future[Head]] = {}
+        self._begun: dict[int, Future[dict[int, Head]]] = {}  # read together, in runs
         self._begun_bytes = 0
         self._kept: dict[int, Head] = {}
         self._kept_bytes = 0
@@ -73,21 +76,21 @@ class MemberReader:
         """
         wanted = set(members) - self._kept.keys()
         self._coming = deque(member for member in self._coming if member not in wanted)
-        for member in members:
-            if member in wanted and member not in self._begun:
-                self._begin(member)
+        self._begin(m for m in members if m in wanted and m not in self._begun)
         taken = []
         for member in members:
             if member in self._kept:
                 taken.append(self._kept[member])
                 continue
-            read = self._begun.pop(member).result()
+            read = self._begun.pop(member).result()[member]
             self._begun_bytes -= self._size(member)
             if self._kept_bytes + self._size(member) <= self._keep:
                 self._kept[member] = read
                 self._kept_bytes += self._size(member)
             taken.append(read)
-            self._begin_what_fits()
+            if self._begun_bytes + _RUN_BYTES <= self._bound:
+                self._begin_what_fits()
+        self._begin_what_fits()
         return taken
 
     def forget_plans(self) -> None:
@@ -105,13 +108,35 @@ class MemberReader:
     def _size(self, member: int) -> int:
         return int(self._dataset.head[member])
 
-    def _begin(self, member: int) -> None:
-        self._begun[member] = self._threads.submit(self._read, member)
-        self._begun_bytes += self._size(member)
-
     def _begin_what_fits(self) -> None:
-        while self._coming and self._begun_bytes + self._size(self._coming[0]) <= self._bound:
-            self._begin(self._coming.popleft())
+        room = self._bound - self._begun_bytes
+        fitting = []
+        while self._coming and self._size(self._coming[0]) <= room:
+            fitting.append(self._coming.popleft())
+            room -= self._size(fitting[-1])
+        self._begin(fitting)
+
+    def _begin(self, members: Iterable[int]) -> None:
+        """Have the members read, in runs: to hand over each by itself takes longer than to read it.
+
+        Small ones are read one after the other in a run of ``_RUN_BYTES``, a large one alone.
+        """
+        run: list[int] = []
+        room = _RUN_BYTES
+        for member in members:
+            size = self._size(member)
+            if run and size > room:
+                self._submit(run)
+                run, room = [], _RUN_BYTES
+            run.append(member)
+            room -= size
+            self._begun_bytes += size
+        if run:
+            self._submit(run)
+
+    def _submit(self, run: list[int]) -> None:
+        read = self._threads.submit(lambda: {member: self._read(member) for member in run})
+        self._begun |= dict.fromkeys(run, read)
 
     def _read(self, member: int) -> Head:
         sha256 = self._dataset.head_sha256[member]

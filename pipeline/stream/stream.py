@@ -152,7 +152,7 @@ class Stream:
         padded = [*fills.items(), *((first, empty_fill()) for _ in range(dead))]
         return RankStep(
             micro=[MicroBatch(_to_tensors(fill), lane) for lane, fill in padded],
-            targets=sum(int(np.count_nonzero(fill.targets)) for fill in live),
+            targets=sum(fill.asked for fill in live),
             tokens=sum(len(fill.items) for fill in live),
             segments=sum(fill.segments for fill in live),
             digest=sum(int(fill.identity.sum(dtype=np.uint64)) for fill in live) % DIGEST,

@@ -21,6 +21,7 @@ def fill_of(histories: list[list[int]], first_identity: int = 0) -> Fill:
         targets=np.array([item for h in histories for item in h], dtype=np.int64),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         identity=np.arange(first_identity, first_identity + len(histories), dtype=np.uint64),
+        asked=sum(lengths),
     )
 
 
