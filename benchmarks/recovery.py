@@ -47,8 +47,7 @@ WAYS = {
 
 
 def data_set(items: int, folder: Path) -> Dataset:
-    """A synthetic set whose catalogue is all of ``items``."""
-    # Every item must occur, since the catalogue is what the log holds.
+    """A synthetic set whose catalogue is nearly all of ``items``: those that occur."""
     log = folder / f"log-{items}"
     events = max(400_000, 3 * items)
     generate(SynthOptions(users=events // 20, items=items, events=events, zipf=0.3), str(log))
@@ -67,7 +66,12 @@ def recipe(
         {
             "name": name,
             "runs": str(folder / "runs"),
-            "data": {"path": dataset.url, "lanes": 2, "lane_tokens": tokens},
+            "data": {
+                "path": dataset.url,
+                "lanes": 2,
+                "lane_tokens": tokens,
+                "window": {"length": 50},
+            },
             "model": {"name": "lrurec", "d": 64},
             "train": {
                 "steps": 1_000_000,
