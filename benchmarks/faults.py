@@ -61,7 +61,8 @@ def main() -> None:
             )
         outcomes += through_ray(dataset, Path(folder, "ray"), server, bucket, given.ray, given.seed)
     server.stop()
-    write_result("faults", _page(outcomes))
+    name = f"faults-seed-{given.seed}" if given.seed else "faults"
+    write_result(name, _page(outcomes, given))
 
 
 def through_ray(
@@ -89,13 +90,15 @@ def _lost(outcomes: list[Outcome]) -> int:
     return sum(len(outcome.injected) for outcome in outcomes if not outcome.survived)
 
 
-def _page(outcomes: list[Outcome]) -> list[str]:
+def _page(outcomes: list[Outcome], given: argparse.Namespace) -> list[str]:
     injected = sum(len(outcome.injected) for outcome in outcomes)
     kinds = Counter(kind for outcome in outcomes for kind in outcome.injected)
     lines = [
         "# Faults",
         "",
         *surroundings(threads=1),
+        f"- `python -m benchmarks.faults --cases {given.cases} --ray {given.ray} "
+        f"--seed {given.seed}`",
         "",
         f"**{injected - _lost(outcomes)} of {injected} faults survived**, in {len(outcomes)} runs.",
         "",
