@@ -5,6 +5,7 @@ and blocks on a folder that retention removed. Ray starts the workers, restarts 
 and tells of a coming preemption; each restart finds the newest checkpoint by itself.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -18,7 +19,9 @@ from pipeline import storage
 from pipeline.config import Recipe, parse_recipe
 from pipeline.errors import LonghaulError
 from pipeline.progress import Bar
-from pipeline.train.run import RunState, metrics_url, read_state, request_stop, write_state
+from pipeline.secrets import read_secrets
+from pipeline.train.progress import Follower
+from pipeline.train.run import RunState, read_state, request_stop, write_state
 from pipeline.world import World, pick_device, stop_signals_call, use_threads
 
 _SECONDS_BETWEEN_POLLS = 2.0  # asking costs a round trip of all workers, 2.7 ms between two
@@ -142,6 +145,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     from pipeline.train.loop import train
 
+    read_secrets()
     recipe = parse_recipe(config["recipe"], "the submitted recipe")
     context = ray.train.get_context()
     use_threads(recipe.placement.threads or 1)
@@ -178,23 +182,13 @@ def _following(recipe: Recipe, before: RunState | None, bar: Bar | None) -> Iter
     ended = threading.Event()
 
     def follow() -> None:
-        import json
-
         attempt = before.attempt if before else 0
+        follower = Follower(recipe, bar)
         while not ended.wait(1.0):
-            try:
+            with contextlib.suppress(LonghaulError):  # the store is away; the next look will tell
                 stands = read_state(recipe.run_url)
-                if stands is None or stands.attempt <= attempt:
-                    continue
-                content = storage.read_bytes(metrics_url(recipe.run_url, stands.attempt))
-            except LonghaulError:
-                continue  # not written yet, or being replaced; the next look will tell
-            records = [json.loads(line) for line in content.decode().splitlines()]
-            trained = [record for record in records if "loss" in record]
-            if trained:
-                last = trained[-1]
-                note = f"loss {last['loss']:.4f}  {last['targets_per_second']:,.0f} targets/s"
-                bar.update(last["step"], recipe.train.steps, note)
+                if stands is not None and stands.attempt > attempt:
+                    follower.look(stands.attempt)
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()

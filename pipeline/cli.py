@@ -15,6 +15,7 @@ from pipeline.errors import LonghaulError
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe
+    from pipeline.train.run import RunState
 
 PREEMPTED_EXIT = 75  # EX_TEMPFAIL: run the same command again to go on
 
@@ -86,12 +87,16 @@ def train(
     """
     from pipeline.config import load_recipe
     from pipeline.progress import bar
-    from pipeline.train.run import withdraw_stop
+    from pipeline.train.run import LAUNCHED, stop_lasts, withdraw_stop
     from pipeline.world import inside_torchrun
 
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:
         _tell_forecast(loaded, as_json)
+        return
+    launched = LAUNCHED in os.environ
+    if launched and stop_lasts(loaded.run_url):
+        typer.echo(f"run {loaded.name} was asked to stop, and is until it is launched again")
         return
     launcher = loaded.placement.launcher
     if launcher == "auto":
@@ -113,15 +118,23 @@ def train(
                 stands = loop.train(loaded, here, progress if here.rank == 0 else None)
                 if here.rank:
                     return
+    stays_so = launched and stop_lasts(loaded.run_url)
+    tell_end(loaded, stands, as_json, preempted_exit=0 if stays_so else PREEMPTED_EXIT)
+
+
+def tell_end(
+    recipe: "Recipe", stands: "RunState", as_json: bool, preempted_exit: int = PREEMPTED_EXIT
+) -> None:
+    """Say how the run ended, by the exit code too. Raises LonghaulError where it failed."""
     if as_json:
-        print_json({"run": loaded.run_url, **stands.model_dump()})
+        print_json({"run": recipe.run_url, **stands.model_dump()})
     else:
-        said = f"run {loaded.name}: {stands.state} at step {stands.step:,} of {stands.steps:,}"
-        typer.echo(f"{said}{f' ({stands.reason})' if stands.reason else ''}: {loaded.run_url}")
+        said = f"run {recipe.name}: {stands.state} at step {stands.step:,} of {stands.steps:,}"
+        typer.echo(f"{said}{f' ({stands.reason})' if stands.reason else ''}: {recipe.run_url}")
     if stands.state == "failed":
-        raise LonghaulError(f"run {loaded.name} failed: {stands.reason}")
+        raise LonghaulError(f"run {recipe.name} failed: {stands.reason}")
     if stands.state == "preempted":
-        raise typer.Exit(PREEMPTED_EXIT)
+        raise typer.Exit(preempted_exit)
 
 
 def _tell_forecast(recipe: "Recipe", as_json: bool) -> None:
@@ -137,27 +150,6 @@ def _tell_forecast(recipe: "Recipe", as_json: bool) -> None:
         print_json(found.as_document())
         return
     Console().print(table_of_forecast(found))
-
-
-@app.command()
-def stop(
-    run: Annotated[str, typer.Argument(help="A run's folder, as runs/demo.")],
-) -> None:
-    """Ask a run to save and leave, wherever it runs.
-
-    [bold]longhaul stop s3://bucket/runs/lrurec[/bold]
-
-    It does so within seconds, and is then preempted: training it again goes on.
-    """
-    from pipeline.train.run import read_state, request_stop
-
-    stands = read_state(run)
-    if stands is None:
-        raise LonghaulError(f"no run at {run}: state.json is missing")
-    if stands.state != "running":
-        raise LonghaulError(f"run {run} is not running: {stands.state} at step {stands.step:,}")
-    request_stop(run)
-    typer.echo(f"asked to stop at step {stands.step:,} of {stands.steps:,}: {run}")
 
 
 @app.command()

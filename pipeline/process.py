@@ -7,8 +7,14 @@ import os
 import sys
 from pathlib import Path
 
+from cluster import commands
+from pipeline import run_commands
 from pipeline.cli import app
 from pipeline.errors import LonghaulError
+from pipeline.secrets import read_secrets
+
+run_commands.add_to(app)
+commands.add_to(app)
 
 
 def main() -> None:
@@ -33,6 +39,7 @@ def run_command() -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         _check_packages()
+        read_secrets()
         app()
     except SystemExit as ended:  # typer's way to return
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)

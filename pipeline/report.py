@@ -15,6 +15,7 @@ from pipeline.errors import LonghaulError
 from pipeline.evaluate.of_run import Evaluation, evaluations_in
 from pipeline.train.forecast import Forecast
 from pipeline.train.run import load_config, metrics_files, read_state
+from pipeline.train.standing import Standing
 
 _SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr")
 _INK = {"model": "#1f6feb", "other": "#8c959f", "optimum": "#2da44e"}
@@ -85,6 +86,65 @@ def table_of_forecast(found: Forecast) -> Table:
     table.add_row(f"{found.checkpoints_kept} checkpoints kept", f"{_short(kept)}B")
     table.caption = "activations are measured on a small batch; libraries and ranking are not in it"
     return table
+
+
+def table_of_standing(found: Standing) -> Table:
+    """How one run stands, for a terminal."""
+    table = Table(box=rich.box.SIMPLE_HEAD, show_header=False)
+    table.add_column()
+    table.add_column()
+    share = f" ({found.step / found.steps:.0%})" if found.steps else ""
+    table.add_row("state", found.state + (f": {found.reason}" if found.reason else ""))
+    table.add_row("step", f"{found.step:,} of {found.steps:,}{share}, attempt {found.attempt}")
+    if found.loss is not None and found.targets_per_second is not None:
+        rate = f"{found.targets_per_second:,.0f} targets/s"
+        table.add_row("newest line", f"loss {found.loss:.4f}, {rate}")
+    if found.left is not None:
+        table.add_row("time left", _time(found.left))
+    if found.silent is not None and found.state == "running":
+        table.add_row("last heard of", f"{_time(found.silent)} ago")
+    if found.best is not None:
+        table.add_row(f"best validation {found.metric}", f"{found.best:.4f}")
+    price = "" if found.price is None else f", {found.price:,.2f}"
+    table.add_row("hours of workers", f"{found.worker_hours:,.2f}{price}")
+    if found.job is not None:
+        table.add_row("job", f"{found.job['launcher']} {found.job['id']}")
+    table.caption = found.url
+    return table
+
+
+def table_of_runs(found: list[Standing]) -> Table:
+    """Runs side by side, for a terminal."""
+    table = Table(box=rich.box.SIMPLE_HEAD)
+    table.add_column("run", overflow="fold")
+    priced = any(one.price is not None for one in found)
+    for name in ("state", "step", "best validation", "left", "hours", *(["price"] * priced)):
+        table.add_column(name, justify="left" if name == "state" else "right")
+    for one in found:
+        cells = [
+            one.name,
+            one.state,
+            f"{one.step:,} of {one.steps:,}",
+            "" if one.best is None else f"{one.metric} {one.best:.4f}",
+            "" if one.left is None else _time(one.left),
+            f"{one.worker_hours:,.2f}",
+        ]
+        cells += ["" if one.price is None else f"{one.price:,.2f}"] * priced
+        table.add_row(*cells)
+    table.caption = "hours: of all workers and attempts"
+    return table
+
+
+def _time(seconds: float) -> str:
+    """A time in its two largest units: 3 h 12 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _short(number: float) -> str:

@@ -30,7 +30,10 @@ def longhaul(
     )
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+RECIPES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "clusters")
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_of_the_project_is_valid(file: Path) -> None:
     loaded = load_recipe(str(file))
     again = yaml.safe_load(loaded.to_yaml())

@@ -6,26 +6,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.duration import parse_duration
+
 Format = Literal["parquet", "csv", "tsv", "jsonl", "text"]
 Unit = Literal["s", "ms", "us", "ns"]
 
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_NANOSECONDS = {
-    "ns": 1,
-    "us": 10**3,
-    "ms": 10**6,
-    "s": 10**9,
-    "m": 60 * 10**9,
-    "h": 3600 * 10**9,
-    "d": 86400 * 10**9,
-    "w": 604800 * 10**9,
-}
-
-
-def parse_duration(text: str) -> int | None:
-    """Nanoseconds of a duration such as ``30m`` or ``7d``; None where ``text`` is none."""
-    match = re.fullmatch(r"(\d+)(ns|us|ms|s|m|h|d|w)", text.strip())
-    return int(match[1]) * _NANOSECONDS[match[2]] if match else None
 
 
 def parse_time(text: str, unit: Unit) -> int:

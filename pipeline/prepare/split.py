@@ -2,17 +2,11 @@
 
 import numpy as np
 
+from pipeline.duration import parse_duration
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Split
 from pipeline.prepare.log import Log
-from pipeline.prepare.options import (
-    PER_SECOND,
-    PrepareOptions,
-    Unit,
-    parse_duration,
-    parse_time,
-    parse_window,
-)
+from pipeline.prepare.options import PER_SECOND, PrepareOptions, Unit, parse_time, parse_window
 
 
 def resolve_split(options: PrepareOptions, log: Log) -> Split:

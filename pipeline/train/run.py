@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline import storage
 from pipeline.config import Recipe, parse_recipe
 from pipeline.errors import LonghaulError
+from pipeline.secrets import looks_secret
 
 # Of the environment, what may change what is computed or how fast.
 _RECORDED = (
@@ -35,9 +36,9 @@ _RECORDED = (
     "SLURM_",
     "TORCH_",
 )
-_SECRET = ("KEY", "PASSWORD", "SECRET", "TOKEN")
-
 _SECONDS_BETWEEN_LOOKS = 5.0
+
+LAUNCHED = "LONGHAUL_LAUNCHED"  # set where a launcher starts the run, and starts it anew
 
 State = Literal["running", "preempted", "failed", "done"]
 
@@ -97,16 +98,25 @@ def record_attempt(recipe: Recipe, attempt: int, world_size: int, data: str) -> 
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
-            if name.startswith(_RECORDED) and not name.endswith(_SECRET)
+            if name.startswith(_RECORDED) and not looks_secret(name)
         },
     }
     url = storage.join(recipe.run_url, "attempts", f"attempt-{attempt}.json")
     storage.write_json(url, document)
 
 
-def request_stop(run_url: str) -> None:
-    """Ask the run to save and leave, wherever it runs. Starting it again withdraws the request."""
-    storage.write_json(_stop_url(run_url), {"stop": True})
+def request_stop(run_url: str, lasting: bool = False) -> None:
+    """Ask the run to save and leave, wherever it runs. Starting it again withdraws the request.
+
+    lasting: what a launcher starts anew by itself is not begun either, until it is launched again.
+    """
+    storage.write_json(_stop_url(run_url), {"stop": True, "lasting": lasting})
+
+
+def stop_lasts(run_url: str) -> bool:
+    """Whether somebody asked the run to stop for good."""
+    url = _stop_url(run_url)
+    return storage.exists(url) and bool(storage.read_json(url).get("lasting"))
 
 
 def stop_requested(run_url: str) -> bool:

@@ -1,5 +1,6 @@
 """Training on real Ray clusters on this machine: workers lost, nodes drained, jobs submitted."""
 
+import json
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.manifest import Dataset
-from pipeline.train.run import read_state
+from pipeline.train.run import read_state, request_stop
 from tests.cluster.ray_nodes import RAY, RayNodes, workers_below
 from tests.train.runs import (
     ROOT,
@@ -94,6 +95,36 @@ def test_ray_job_submit_finds_the_cluster(
     state = read_state(wanted.run_url)
     assert state is not None
     assert (state.state, state.step) == ("done", 12)
+
+
+def test_a_launched_run_is_stopped_and_launched_again(
+    small_set: Dataset, tmp_path: Path, cluster: dict[str, str]
+) -> None:
+    changes = {"train__steps": 1500, "train__checkpoint_every": 1500}
+    alone = recipe(small_set, tmp_path, "alone", **changes)
+    train_here(alone)
+    wanted = recipe(small_set, tmp_path, "launched", train__engine="deepspeed", **changes)
+    spec = tmp_path / "cluster.yaml"
+    ray = {"address": "http://127.0.0.1:28265", "working_dir": str(ROOT)}
+    spec.write_text(json.dumps({"nodes": 2, "python": sys.executable, "ray": ray}))
+    start = [sys.executable, "-m", "pipeline", "launch", "ray", str(write(wanted, tmp_path))]
+    start += ["--cluster", str(spec), "--wait", "--json"]
+    first = subprocess.Popen(start, env=cluster, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    wait_for_step(first, wanted, 5)
+    twice = subprocess.run(start, env=cluster, cwd=tmp_path, capture_output=True, text=True)
+    assert twice.returncode == 1
+    assert "error: run launched is running as a job on http://127.0.0.1:28265" in twice.stderr
+    request_stop(wanted.run_url, lasting=True)
+    said, _ = first.communicate(timeout=200)
+    assert first.returncode == 75, said
+    stopped = json.loads(said)
+    assert stopped["state"] == "preempted"
+    assert 5 <= stopped["step"] < 1500
+    again = subprocess.run(start, env=cluster, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    ended = json.loads(again.stdout)
+    assert (ended["state"], ended["step"], ended["attempt"]) == ("done", 1500, 2)
+    assert digests(wanted) == digests(alone)
 
 
 def test_more_workers_than_the_machine_has_cores_are_refused(

@@ -1,0 +1,197 @@
+"""A RayJob for KubeRay: a Ray cluster that lives as long as the run, submitted with kubectl.
+
+KubeRay starts the run anew where it failed or was preempted, up to ``retries`` times, in a cluster
+of its own each time. A pod that is to go gets as long as a checkpoint needs (``grace``).
+"""
+
+import importlib.metadata
+import re
+import subprocess
+from typing import Any
+
+import yaml
+
+from cluster.launch.job import Job
+from cluster.spec import seconds
+from pipeline import storage
+from pipeline.errors import LonghaulError
+
+FILE = "job.yaml"
+_QUEUE = "kueue.x-k8s.io/queue-name"
+_AFTER_DRAIN_SECONDS = 20  # to end the processes, once the node is drained
+
+
+def render(job: Job) -> str:
+    """The RayJob. Raises LonghaulError where KubeRay or Kueue would refuse it, or it cannot run."""
+    _check(job)
+    spec, kubernetes = job.spec, job.spec.kubernetes
+    elastic = not isinstance(spec.nodes, int)
+    cpus, gpus = (spec.workers_per_node * n for n in (spec.cpus_per_worker, spec.gpus_per_worker))
+    workers = {"cpu": cpus, "memory": spec.memory, kubernetes.gpu_resource: gpus or None}
+    head = {"cpu": kubernetes.head_cpus, "memory": kubernetes.head_memory}
+    document: dict[str, Any] = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {
+            "name": job.recipe.name,
+            "namespace": kubernetes.namespace,
+            "labels": {"app.kubernetes.io/name": "longhaul"}
+            | ({_QUEUE: spec.queue} if spec.queue else {}),
+            "annotations": {"longhaul/run": job.recipe.run_url},
+        },
+        "spec": {
+            "entrypoint": job.command_line,
+            "submissionMode": "K8sJobMode",
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": seconds(kubernetes.keep_after),
+            "backoffLimit": spec.retries,
+            "rayClusterSpec": {
+                "rayVersion": importlib.metadata.version("ray"),
+                "enableInTreeAutoscaling": elastic,
+                "headGroupSpec": {
+                    "rayStartParams": {"num-cpus": "0"},
+                    "template": _pod(job, "ray-head", head),
+                },
+                "workerGroupSpecs": [
+                    {
+                        "groupName": "workers",
+                        "replicas": spec.least_nodes,
+                        "minReplicas": spec.least_nodes,
+                        "maxReplicas": spec.most_nodes,
+                        "rayStartParams": {"num-cpus": str(cpus)},
+                        "template": _pod(job, "ray-worker", workers),
+                    }
+                ],
+            },
+        },
+    }
+    if spec.time_limit is not None:
+        document["spec"]["activeDeadlineSeconds"] = seconds(spec.time_limit)
+    text: str = yaml.safe_dump(document, sort_keys=False)
+    return text
+
+
+def _check(job: Job) -> None:
+    spec = job.spec
+    if spec.image is None:
+        raise LonghaulError("Kubernetes runs an image: set image in the cluster's specification")
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?", job.recipe.name):
+        raise LonghaulError(
+            f"a RayJob cannot be called {job.recipe.name!r}: lower-case letters, digits and "
+            "hyphens, a letter first, at most 47"
+        )
+    for name, secret in spec.secrets.items():
+        if secret.kubernetes is None:
+            raise LonghaulError(f"secrets.{name}: Kubernetes reads secrets from a Secret, name/key")
+    if spec.queue is not None and not isinstance(spec.nodes, int):
+        raise LonghaulError(
+            "a Kueue queue admits a fixed number of nodes: nodes is one number, or queue goes"
+        )
+    for key, url in {"runs": job.recipe.runs, "data.path": job.recipe.data.path}.items():
+        mounted = any(_below(url, path) for path in spec.kubernetes.volumes)
+        if storage.is_local(url) and not mounted:
+            raise LonghaulError(
+                f"{key} {url} is in no volume that all pods see: take a bucket, or mount a claim "
+                "there with kubernetes.volumes"
+            )
+
+
+def _below(url: str, folder: str) -> bool:
+    return storage.absolute(url).startswith(folder.rstrip("/") + "/")
+
+
+def _pod(job: Job, name: str, resources: dict[str, Any]) -> dict[str, Any]:
+    spec, kubernetes = job.spec, job.spec.kubernetes
+    grace = seconds(spec.grace)
+    wanted = {kind: int(amount) for kind, amount in resources.items() if amount is not None}
+    environment = job.environment() | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(grace)}
+    env: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in sorted(environment.items())]
+    for variable, secret in sorted(spec.secrets.items()):
+        held, key = str(secret.kubernetes).split("/")
+        reference = {"secretKeyRef": {"name": held, "key": key}}
+        env.append({"name": variable, "valueFrom": reference})
+    volumes: list[dict[str, Any]] = [
+        {
+            "name": "shm",
+            "emptyDir": {"medium": "Memory", "sizeLimit": int(kubernetes.shared_memory)},
+        }
+    ]
+    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
+    for number, (path, claim) in enumerate(sorted(kubernetes.volumes.items())):
+        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}})
+        mounts.append({"name": f"claim-{number}", "mountPath": path})
+    pod: dict[str, Any] = {
+        "containers": [
+            {
+                "name": name,
+                "image": spec.image,
+                "env": env,
+                "resources": {"requests": wanted, "limits": dict(wanted)},
+                "volumeMounts": mounts,
+                "securityContext": {"allowPrivilegeEscalation": False, "runAsNonRoot": True},
+            }
+        ],
+        "volumes": volumes,
+        "terminationGracePeriodSeconds": grace + _AFTER_DRAIN_SECONDS,
+    }
+    if kubernetes.service_account is not None:
+        pod["serviceAccountName"] = kubernetes.service_account
+    if kubernetes.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": held} for held in kubernetes.image_pull_secrets]
+    if kubernetes.node_selector:
+        pod["nodeSelector"] = kubernetes.node_selector
+    if kubernetes.tolerations:
+        pod["tolerations"] = [t.model_dump(exclude_none=True) for t in kubernetes.tolerations]
+    return {"spec": pod}
+
+
+def submit(job: Job, rendered: str) -> str:
+    """Hand the RayJob to kubectl; an ended one of the same run makes room."""
+    name = job.recipe.name
+    stands = _status(job, name)
+    if stands in _ENDED:
+        _call([*_kubectl(job), "delete", "rayjob", name, "--wait"])
+    elif stands is not None:
+        raise LonghaulError(
+            f"run {name} is {stands or 'new'} as a RayJob: stop it first, with "
+            f"`longhaul stop {job.recipe.run_url}`"
+        )
+    _call([*_kubectl(job), "create", "--filename=-"], rendered)
+    return name
+
+
+def alive(job: Job, number: str) -> bool:
+    """Whether KubeRay still works on the RayJob."""
+    stands = _status(job, number)
+    return stands is not None and stands not in _ENDED
+
+
+def last_words(job: Job, number: str) -> str:
+    """Why KubeRay gave the job up."""
+    get = ["get", "rayjob", number, "--ignore-not-found", "--output=jsonpath={.status.message}"]
+    return _call([*_kubectl(job), *get])
+
+
+_ENDED = ("Complete", "Failed")
+
+
+def _status(job: Job, name: str) -> str | None:
+    """What KubeRay says of a RayJob, "" where it has not looked at it yet; None: there is none."""
+    path = "jsonpath={.metadata.name} {.status.jobDeploymentStatus}"
+    get = ["get", "rayjob", name, "--ignore-not-found", f"--output={path}"]
+    said = _call([*_kubectl(job), *get])
+    return said.partition(" ")[2] if said else None
+
+
+def _kubectl(job: Job) -> list[str]:
+    return ["kubectl", f"--namespace={job.spec.kubernetes.namespace}"]
+
+
+def _call(command: list[str], given: str = "") -> str:
+    try:
+        said = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise LonghaulError("kubectl is not installed here") from error
+    except subprocess.CalledProcessError as error:
+        raise LonghaulError(f"kubectl: {error.stderr.strip().splitlines()[-1]}") from error
+    return said.stdout.strip()
