@@ -24,7 +24,7 @@ def launch(
     overrides: Overrides = None,
     cluster: Annotated[str, typer.Option(help="The cluster's specification, a YAML file.")] = "",
     render_only: Annotated[
-        bool, typer.Option("--render-only", help="Print what would be submitted, and do nothing.")
+        bool, typer.Option("--render-only", help="Write and print the job; submit nothing.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Come back when the run has ended.")] = False,
     follow: Annotated[
@@ -42,16 +42,17 @@ def launch(
 
     What was submitted is kept in RUN/launch. With --wait the exit code says how the run ended.
     """
-    from cluster.launch import LAUNCHERS, submit
+    from cluster.launch import keep, submit
     from cluster.launch.job import place
     from cluster.spec import ClusterSpec, load_spec
+    from pipeline import storage
     from pipeline.config import load_recipe
     from pipeline.train.run import read_state
 
     spec = load_spec(cluster) if cluster else ClusterSpec()
     job = place(load_recipe(recipe, overrides or []), spec)
     if render_only:
-        typer.echo(LAUNCHERS[launcher].render(job), nl=False)
+        typer.echo(storage.read_bytes(keep(job, launcher)), nl=False)
         return
     stands = read_state(job.recipe.run_url)
     submission = submit(job, launcher)

@@ -6,8 +6,9 @@
     RUN/launch/submitted.json   what became of it
 
 A launcher is a module with ``FILE`` and four functions: ``render`` (pure: the file's text, or a
-refusal), ``submit`` (hands the file over; the job's id), ``alive`` (whether the launcher will do
-anything more for that job) and ``last_words`` (what it knows of an end that the run does not tell).
+refusal), ``alive`` (whether the launcher holds a job of that run, running or waiting), ``submit``
+(hands the file over in place of one that ended; the job's id) and ``last_words`` (what it knows of
+an end that the run does not tell).
 """
 
 import time
@@ -54,9 +55,18 @@ def keep(job: Job, launcher: str) -> str:
 
 
 def submit(job: Job, launcher: str) -> Submission:
-    """Keep the job's files and hand it over. Raises LonghaulError where it is not taken."""
+    """Keep the job's files and hand it over.
+
+    Raises LonghaulError where the run has a job already, or the launcher does not take this one.
+    """
+    url = job.recipe.run_url
+    if LAUNCHERS[launcher].alive(job):
+        raise LonghaulError(
+            f"run {job.recipe.name} has a {launcher} job that has not ended: "
+            f"stop it first, with `longhaul stop {url}`"
+        )
     rendered = storage.read_bytes(keep(job, launcher)).decode()
-    withdraw_stop(job.recipe.run_url)
+    withdraw_stop(url)
     number = LAUNCHERS[launcher].submit(job, rendered)
     found = Submission(launcher=launcher, id=number, time=time.time())
     storage.write_json(storage.join(job.folder, "submitted.json"), found.model_dump())
@@ -72,9 +82,7 @@ def wait(job: Job, submission: Submission, before: int, bar: Bar | None) -> RunS
     module = LAUNCHERS[submission.launcher]
     follower = Follower(job.recipe, bar)
     while True:
-        lives = module.alive(
-            job, submission.id
-        )  # first: a run that ends now has told how it stands
+        lives = module.alive(job)  # first: the run of a job that ended has told how it stands
         stands = read_state(job.recipe.run_url)
         begun = stands is not None and stands.attempt > before
         if begun and stands is not None:

@@ -145,25 +145,19 @@ def _pod(job: Job, name: str, resources: dict[str, Any]) -> dict[str, Any]:
     return {"spec": pod}
 
 
+def alive(job: Job) -> bool:
+    """Whether KubeRay works on the run's RayJob, or will."""
+    stands = _status(job)
+    return stands is not None and stands not in _ENDED
+
+
 def submit(job: Job, rendered: str) -> str:
-    """Hand the RayJob to kubectl; an ended one of the same run makes room."""
+    """Hand the RayJob to kubectl, in place of an ended one of the same run."""
     name = job.recipe.name
-    stands = _status(job, name)
-    if stands in _ENDED:
+    if _status(job) is not None:
         _call([*_kubectl(job), "delete", "rayjob", name, "--wait"])
-    elif stands is not None:
-        raise LonghaulError(
-            f"run {name} is {stands or 'new'} as a RayJob: stop it first, with "
-            f"`longhaul stop {job.recipe.run_url}`"
-        )
     _call([*_kubectl(job), "create", "--filename=-"], rendered)
     return name
-
-
-def alive(job: Job, number: str) -> bool:
-    """Whether KubeRay still works on the RayJob."""
-    stands = _status(job, number)
-    return stands is not None and stands not in _ENDED
 
 
 def last_words(job: Job, number: str) -> str:
@@ -175,10 +169,10 @@ def last_words(job: Job, number: str) -> str:
 _ENDED = ("Complete", "Failed")
 
 
-def _status(job: Job, name: str) -> str | None:
-    """What KubeRay says of a RayJob, "" where it has not looked at it yet; None: there is none."""
+def _status(job: Job) -> str | None:
+    """What KubeRay says of the RayJob, "" where it did not look at it yet; None: there is none."""
     path = "jsonpath={.metadata.name} {.status.jobDeploymentStatus}"
-    get = ["get", "rayjob", name, "--ignore-not-found", f"--output={path}"]
+    get = ["get", "rayjob", job.recipe.name, "--ignore-not-found", f"--output={path}"]
     said = _call([*_kubectl(job), *get])
     return said.partition(" ")[2] if said else None
 

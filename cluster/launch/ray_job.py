@@ -45,31 +45,24 @@ def render(job: Job) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def submit(job: Job, rendered: str) -> str:
-    """Submit; an ended job of the same run makes room. Raises LonghaulError where one runs."""
-    from ray.job_submission import JobStatus
-
-    wanted = json.loads(rendered)
-    address, name = wanted.pop("address"), wanted["submission_id"]
-    with _client(address) as client:
-        known = {known.submission_id: known.status for known in client.list_jobs()}
-        if name in known:
-            if known[name] in (JobStatus.PENDING, JobStatus.RUNNING):
-                raise LonghaulError(
-                    f"run {name} is running as a job on {address}: stop it first, "
-                    f"with `longhaul stop {job.recipe.run_url}`"
-                )
-            client.delete_job(name)
-        client.submit_job(**wanted)
-    return str(name)
-
-
-def alive(job: Job, number: str) -> bool:
-    """Whether the cluster still works on the job."""
+def alive(job: Job) -> bool:
+    """Whether the cluster works on the run's job, or will."""
     from ray.job_submission import JobStatus
 
     with _client(job.spec.ray.address) as client:
-        return client.get_job_status(number) in (JobStatus.PENDING, JobStatus.RUNNING)
+        known = {known.submission_id: known.status for known in client.list_jobs()}
+        return known.get(job.recipe.name) in (JobStatus.PENDING, JobStatus.RUNNING)
+
+
+def submit(job: Job, rendered: str) -> str:
+    """Submit in place of an ended job of the same run."""
+    wanted = json.loads(rendered)
+    name: str = wanted["submission_id"]
+    with _client(wanted.pop("address")) as client:
+        if name in {known.submission_id for known in client.list_jobs()}:
+            client.delete_job(name)
+        client.submit_job(**wanted)
+    return name
 
 
 def last_words(job: Job, number: str) -> str:

@@ -112,14 +112,14 @@ def _options(name: str, spec: ClusterSpec) -> list[str]:
     return found
 
 
+def alive(job: Job) -> bool:
+    """Whether SLURM holds a job of that name for this user, running or waiting."""
+    return bool(_call(["squeue", "--me", "--noheader", "--name", job.recipe.name]))
+
+
 def submit(job: Job, rendered: str) -> str:
     """Hand the script to sbatch."""
     return _call(["sbatch", "--parsable"], rendered).split(";")[0]
-
-
-def alive(job: Job, number: str) -> bool:
-    """Whether SLURM holds the job, running or waiting."""
-    return bool(_call(["squeue", "--noheader", "--format=%T", "--name", job.recipe.name]))
 
 
 def last_words(job: Job, number: str) -> str:

@@ -113,7 +113,7 @@ def test_a_launched_run_is_stopped_and_launched_again(
     wait_for_step(first, wanted, 5)
     twice = subprocess.run(start, env=cluster, cwd=tmp_path, capture_output=True, text=True)
     assert twice.returncode == 1
-    assert "error: run launched is running as a job on http://127.0.0.1:28265" in twice.stderr
+    assert "error: run launched has a ray job that has not ended: stop it first" in twice.stderr
     request_stop(wanted.run_url, lasting=True)
     said, _ = first.communicate(timeout=200)
     assert first.returncode == 75, said
