@@ -18,8 +18,8 @@ from typing import IO, Any, TypeVar
 
 import fsspec
 
-from pipeline.errors import LonghaulError
-from pipeline.transient import outlast
+from pipeline.errors import DamagedError, LonghaulError
+from pipeline.transient import outlast, read_again
 
 T = TypeVar("T")
 
@@ -56,6 +56,8 @@ def told(url: str, action: str, kind: type[Exception] = Exception) -> Iterator[N
     except PermissionError as error:
         raise LonghaulError(f"cannot {action} {url}: permission denied ({error})") from error
     except kind as error:  # storage clients raise types of their own, from botocore to aiohttp
+        if type(error).__name__ == "FlexibleChecksumError":  # botocore's, for whole objects
+            raise DamagedError(f"{url} is damaged: its checksum is not the store's") from error
         reason = str(error).strip().splitlines()
         detail = reason[0] if reason else "no further detail"
         raise LonghaulError(f"cannot {action} {url}: {type(error).__name__}: {detail}") from error
@@ -93,8 +95,12 @@ def read_bytes(url: str, start: int | None = None, stop: int | None = None) -> b
         # As fsspec does it, in a fifth of the time.
         return _persist(url, "read", lambda: _read_local(absolute(url), start or 0, stop))
     fs, path = filesystem(url)
-    content: bytes = _persist(url, "read", lambda: fs.cat_file(path, start=start, end=stop))
-    return content
+
+    def read() -> bytes:
+        content: bytes = _persist(url, "read", lambda: fs.cat_file(path, start=start, end=stop))
+        return content
+
+    return read_again(read)
 
 
 def _read_local(path: str, start: int, stop: int | None) -> bytes:

@@ -61,6 +61,18 @@ def test_writes_and_looks_outlast_what_passes(s3_server: FaultyS3, bucket: str, 
     assert storage.read_bytes(f"{bucket}/folder/large") == CONTENT
 
 
+def test_what_arrives_damaged_is_read_again(s3_server: FaultyS3, bucket: str) -> None:
+    """A whole object has a checksum at the store; members and chunks have hashes of ours."""
+    storage.write_json(f"{bucket}/state.json", {"step": 3})
+    fault = Fault("corrupt", times=4)
+    s3_server.suffer(fault)
+    assert storage.read_json(f"{bucket}/state.json") == {"step": 3}
+    assert fault.failed == 4
+    s3_server.suffer(Fault("corrupt", times=100))
+    with pytest.raises(LonghaulError, match=r"state\.json is damaged: its checksum is not"):
+        storage.read_json(f"{bucket}/state.json")
+
+
 def test_a_large_write_goes_in_parts_that_outlast_what_passes(
     s3_server: FaultyS3, bucket: str
 ) -> None:
