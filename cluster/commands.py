@@ -45,14 +45,13 @@ def launch(
     from cluster.launch import keep, submit
     from cluster.launch.job import place
     from cluster.spec import ClusterSpec, load_spec
-    from pipeline import storage
     from pipeline.config import load_recipe
     from pipeline.train.run import read_state
 
     spec = load_spec(cluster) if cluster else ClusterSpec()
     job = place(load_recipe(recipe, overrides or []), spec)
     if render_only:
-        typer.echo(storage.read_bytes(keep(job, launcher)), nl=False)
+        typer.echo(keep(job, launcher), nl=False)
         return
     stands = read_state(job.recipe.run_url)
     submission = submit(job, launcher)

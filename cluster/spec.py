@@ -5,9 +5,8 @@ never holds a secret: it says where one lies.
 """
 
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -21,8 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline import storage
-from pipeline.config import tell
+from pipeline.config import read_yaml, tell
 from pipeline.duration import parse_duration
 from pipeline.errors import LonghaulError
 from pipeline.secrets import looks_secret
@@ -172,6 +170,16 @@ class ClusterSpec(_Part):
         return self.nodes if isinstance(self.nodes, int) else self.nodes[1]
 
     @property
+    def cpus_per_node(self) -> int:
+        """Of all workers of a node."""
+        return self.workers_per_node * self.cpus_per_worker
+
+    @property
+    def gpus_per_node(self) -> int:
+        """Of all workers of a node."""
+        return self.workers_per_node * self.gpus_per_worker
+
+    @property
     def workers(self) -> int | list[int]:
         """For ``placement.workers``."""
         if isinstance(self.nodes, int):
@@ -181,10 +189,7 @@ class ClusterSpec(_Part):
 
 def load_spec(url: str) -> ClusterSpec:
     """Read a specification. Raises LonghaulError naming the key and the nearest valid name."""
-    try:
-        document: Any = yaml.safe_load(storage.read_bytes(storage.absolute(url)))
-    except yaml.YAMLError as error:
-        raise LonghaulError(f"{url} is not valid YAML: {' '.join(str(error).split())}") from error
+    document = read_yaml(url)
     try:
         return ClusterSpec.model_validate(document or {})
     except ValidationError as error:

@@ -280,10 +280,7 @@ def load_recipe(url: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises LonghaulError naming the key, where it stands and the nearest valid name.
     """
-    try:
-        document = yaml.safe_load(storage.read_bytes(storage.absolute(url)))
-    except yaml.YAMLError as error:
-        raise LonghaulError(f"{url} is not valid YAML: {' '.join(str(error).split())}") from error
+    document = read_yaml(url)
     if not isinstance(document, dict):
         raise LonghaulError(f"{url} is no recipe: a mapping of keys to values is expected")
     for override in overrides:
@@ -296,6 +293,14 @@ def load_recipe(url: str, overrides: Sequence[str] = ()) -> Recipe:
             raise LonghaulError(f"override {override!r}: the value is not valid YAML") from error
     where = f"{url} with {' '.join(overrides)}" if overrides else url
     return parse_recipe(document, where)
+
+
+def read_yaml(url: str) -> Any:
+    """The YAML document at ``url``."""
+    try:
+        return yaml.safe_load(storage.read_bytes(storage.absolute(url)))
+    except yaml.YAMLError as error:
+        raise LonghaulError(f"{url} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def parse_recipe(document: dict[str, Any], where: str) -> Recipe:

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import json
 from typing import Any
 
 import rich.box
@@ -14,7 +13,7 @@ from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.of_run import Evaluation, evaluations_in
 from pipeline.train.forecast import Forecast
-from pipeline.train.run import load_config, metrics_files, read_state
+from pipeline.train.run import load_config, metrics_files, read_metrics, read_state
 from pipeline.train.standing import Standing
 
 _SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr")
@@ -191,7 +190,7 @@ def _records(url: str) -> list[dict[str, Any]]:
     """The metrics of all attempts; what a later attempt trained again overrules."""
     kept: list[dict[str, Any]] = []
     for file in metrics_files(url):
-        attempt = [json.loads(line) for line in storage.read_bytes(file).splitlines()]
+        attempt = read_metrics(file)
         if attempt:
             kept = [r for r in kept if r["step"] < attempt[0]["step"]] + attempt
     return kept

@@ -40,18 +40,17 @@ class Submission(BaseModel):
 
 
 def keep(job: Job, launcher: str) -> str:
-    """Render the job and write its files; the URL of what the launcher is to be given.
+    """Render the job and write its files; what the launcher is to be given.
 
     Raises LonghaulError, with nothing written, where the launcher cannot hold the job.
     """
     module = LAUNCHERS[launcher]
     rendered: str = module.render(job)
     spec = yaml.safe_dump(job.spec.model_dump(mode="json"), sort_keys=False)
-    url = storage.join(job.folder, module.FILE)
-    for name, text in {"recipe.yaml": job.recipe.to_yaml(), "cluster.yaml": spec}.items():
+    files = {"recipe.yaml": job.recipe.to_yaml(), "cluster.yaml": spec, module.FILE: rendered}
+    for name, text in files.items():
         storage.write_bytes(storage.join(job.folder, name), text.encode())
-    storage.write_bytes(url, rendered.encode())
-    return url
+    return rendered
 
 
 def submit(job: Job, launcher: str) -> Submission:
@@ -65,7 +64,7 @@ def submit(job: Job, launcher: str) -> Submission:
             f"run {job.recipe.name} has a {launcher} job that has not ended: "
             f"stop it first, with `longhaul stop {url}`"
         )
-    rendered = storage.read_bytes(keep(job, launcher)).decode()
+    rendered = keep(job, launcher)
     withdraw_stop(url)
     number = LAUNCHERS[launcher].submit(job, rendered)
     found = Submission(launcher=launcher, id=number, time=time.time())

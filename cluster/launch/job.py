@@ -2,11 +2,13 @@
 
 import json
 import shlex
+import subprocess
 from dataclasses import dataclass
 
 from cluster.spec import ClusterSpec
 from pipeline import storage
 from pipeline.config import Recipe, parse_recipe
+from pipeline.errors import LonghaulError
 from pipeline.secrets import FILES
 from pipeline.train.run import LAUNCHED
 
@@ -24,21 +26,38 @@ class Job:
         return storage.join(self.recipe.run_url, "launch")
 
     @property
-    def command(self) -> list[str]:
+    def command_line(self) -> str:
         """What starts or resumes the run, where longhaul is installed or the working directory."""
         recipe = storage.join(self.folder, "recipe.yaml")
-        return [self.spec.python, "-m", "pipeline", "train", recipe]
-
-    @property
-    def command_line(self) -> str:
-        """The command for a shell."""
-        return shlex.join(self.command)
+        return shlex.join([self.spec.python, "-m", "pipeline", "train", recipe])
 
     def environment(self) -> dict[str, str]:
         """Variables for every process of the job; of secrets only where they lie."""
         files = {name: held.file for name, held in self.spec.secrets.items() if held.file}
         found = self.spec.env | {LAUNCHED: "1"}
         return found | ({FILES: json.dumps(files)} if files else {})
+
+
+def check_secrets_are_files(job: Job, who: str) -> None:
+    """Raise LonghaulError where a secret lies elsewhere than in a file, which ``who`` needs."""
+    for name, secret in job.spec.secrets.items():
+        if secret.file is None:
+            raise LonghaulError(f"secrets.{name}: {who} reads secrets from a file on each node")
+
+
+def call(command: list[str], given: str = "", where: str = "") -> str:
+    """What a launcher's program says. where: to launch, if it is not installed here.
+
+    Raises LonghaulError where it is not, or refuses.
+    """
+    try:
+        said = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise LonghaulError(f"{command[0]} is not installed here{where}") from error
+    except subprocess.CalledProcessError as error:
+        told = error.stderr.strip().splitlines() or [f"exit code {error.returncode}"]
+        raise LonghaulError(f"{command[0]}: {told[-1]}") from error
+    return said.stdout.strip()
 
 
 def place(recipe: Recipe, spec: ClusterSpec) -> Job:

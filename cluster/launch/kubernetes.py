@@ -6,12 +6,11 @@ of its own each time. A pod that is to go gets as long as a checkpoint needs (``
 
 import importlib.metadata
 import re
-import subprocess
 from typing import Any
 
 import yaml
 
-from cluster.launch.job import Job
+from cluster.launch.job import Job, call
 from cluster.spec import seconds
 from pipeline import storage
 from pipeline.errors import LonghaulError
@@ -26,8 +25,8 @@ def render(job: Job) -> str:
     _check(job)
     spec, kubernetes = job.spec, job.spec.kubernetes
     elastic = not isinstance(spec.nodes, int)
-    cpus, gpus = (spec.workers_per_node * n for n in (spec.cpus_per_worker, spec.gpus_per_worker))
-    workers = {"cpu": cpus, "memory": spec.memory, kubernetes.gpu_resource: gpus or None}
+    workers = {"cpu": spec.cpus_per_node, "memory": spec.memory}
+    workers[kubernetes.gpu_resource] = spec.gpus_per_node or None
     head = {"cpu": kubernetes.head_cpus, "memory": kubernetes.head_memory}
     document: dict[str, Any] = {
         "apiVersion": "ray.io/v1",
@@ -58,7 +57,7 @@ def render(job: Job) -> str:
                         "replicas": spec.least_nodes,
                         "minReplicas": spec.least_nodes,
                         "maxReplicas": spec.most_nodes,
-                        "rayStartParams": {"num-cpus": str(cpus)},
+                        "rayStartParams": {"num-cpus": str(spec.cpus_per_node)},
                         "template": _pod(job, "ray-worker", workers),
                     }
                 ],
@@ -155,15 +154,15 @@ def submit(job: Job, rendered: str) -> str:
     """Hand the RayJob to kubectl, in place of an ended one of the same run."""
     name = job.recipe.name
     if _status(job) is not None:
-        _call([*_kubectl(job), "delete", "rayjob", name, "--wait"])
-    _call([*_kubectl(job), "create", "--filename=-"], rendered)
+        call([*_kubectl(job), "delete", "rayjob", name, "--wait"])
+    call([*_kubectl(job), "create", "--filename=-"], rendered)
     return name
 
 
 def last_words(job: Job, number: str) -> str:
     """Why KubeRay gave the job up."""
     get = ["get", "rayjob", number, "--ignore-not-found", "--output=jsonpath={.status.message}"]
-    return _call([*_kubectl(job), *get])
+    return call([*_kubectl(job), *get])
 
 
 _ENDED = ("Complete", "Failed")
@@ -173,19 +172,9 @@ def _status(job: Job) -> str | None:
     """What KubeRay says of the RayJob, "" where it did not look at it yet; None: there is none."""
     path = "jsonpath={.metadata.name} {.status.jobDeploymentStatus}"
     get = ["get", "rayjob", job.recipe.name, "--ignore-not-found", f"--output={path}"]
-    said = _call([*_kubectl(job), *get])
+    said = call([*_kubectl(job), *get])
     return said.partition(" ")[2] if said else None
 
 
 def _kubectl(job: Job) -> list[str]:
     return ["kubectl", f"--namespace={job.spec.kubernetes.namespace}"]
-
-
-def _call(command: list[str], given: str = "") -> str:
-    try:
-        said = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
-    except FileNotFoundError as error:
-        raise LonghaulError("kubectl is not installed here") from error
-    except subprocess.CalledProcessError as error:
-        raise LonghaulError(f"kubectl: {error.stderr.strip().splitlines()[-1]}") from error
-    return said.stdout.strip()

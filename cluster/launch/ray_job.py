@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cluster.launch.job import Job
+from cluster.launch.job import Job, check_secrets_are_files
 from pipeline import storage
 from pipeline.errors import LonghaulError
 
@@ -25,9 +25,7 @@ def render(job: Job) -> str:
     spec = job.spec
     if spec.time_limit is not None:
         raise LonghaulError("a Ray job has no time_limit: leave it out, or launch on SLURM")
-    for name, secret in spec.secrets.items():
-        if secret.file is None:
-            raise LonghaulError(f"secrets.{name}: a Ray job reads secrets from a file on each node")
+    check_secrets_are_files(job, "a Ray job")
     runtime: dict[str, Any] = {"env_vars": job.environment()}
     if spec.ray.working_dir is not None:
         runtime |= {

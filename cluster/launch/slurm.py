@@ -7,14 +7,14 @@ follow from the job, so that jobs can share nodes.
 
 import math
 import shlex
-import subprocess
 
-from cluster.launch.job import Job
+from cluster.launch.job import Job, call, check_secrets_are_files
 from cluster.spec import ClusterSpec, seconds
 from pipeline import storage
 from pipeline.errors import LonghaulError
 
 FILE = "job.sbatch"
+_WHERE = ": launch where SLURM's users log in"
 
 _SCRIPT = """\
 #!/bin/bash
@@ -68,9 +68,7 @@ def render(job: Job) -> str:
     spec = job.spec
     if not isinstance(spec.nodes, int):
         raise LonghaulError("a SLURM job has as many nodes as it was given: nodes is one number")
-    for name, secret in spec.secrets.items():
-        if secret.file is None:
-            raise LonghaulError(f"secrets.{name}: SLURM reads secrets from a file on each node")
+    check_secrets_are_files(job, "SLURM")
     if not storage.is_local(job.recipe.run_url):
         log = []  # SLURM writes its log into folders only
     else:
@@ -81,8 +79,8 @@ def render(job: Job) -> str:
             f"#SBATCH {option}" for option in [*_options(job.recipe.name, spec), *log]
         ),
         environment="\n".join([*spec.slurm.setup, *exports]),
-        cpus=spec.workers_per_node * spec.cpus_per_worker,
-        gpus=spec.workers_per_node * spec.gpus_per_worker,
+        cpus=spec.cpus_per_node,
+        gpus=spec.gpus_per_node,
         command=job.command_line,
         retries=spec.retries,
     )
@@ -90,12 +88,11 @@ def render(job: Job) -> str:
 
 def _options(name: str, spec: ClusterSpec) -> list[str]:
     slurm = spec.slurm
-    cpus, gpus = (spec.workers_per_node * n for n in (spec.cpus_per_worker, spec.gpus_per_worker))
     found = [f"--job-name={name}", f"--nodes={spec.nodes}", "--ntasks-per-node=1"]
-    found += [f"--cpus-per-task={cpus}", "--requeue", "--open-mode=append"]
+    found += [f"--cpus-per-task={spec.cpus_per_node}", "--requeue", "--open-mode=append"]
     found += [] if slurm.shared_nodes else ["--exclusive"]
     for option, value in {
-        "gpus-per-node": gpus or None,
+        "gpus-per-node": spec.gpus_per_node or None,
         "mem": f"{spec.memory >> 20}M" if spec.memory else None,
         "partition": spec.queue,
         "account": slurm.account,
@@ -114,27 +111,15 @@ def _options(name: str, spec: ClusterSpec) -> list[str]:
 
 def alive(job: Job) -> bool:
     """Whether SLURM holds a job of that name for this user, running or waiting."""
-    return bool(_call(["squeue", "--me", "--noheader", "--name", job.recipe.name]))
+    return bool(call(["squeue", "--me", "--noheader", "--name", job.recipe.name], where=_WHERE))
 
 
 def submit(job: Job, rendered: str) -> str:
     """Hand the script to sbatch."""
-    return _call(["sbatch", "--parsable"], rendered).split(";")[0]
+    return call(["sbatch", "--parsable"], rendered, _WHERE).split(";")[0]
 
 
 def last_words(job: Job, number: str) -> str:
     """The end of the job's log, where it is in the run's folder."""
     log = storage.join(job.folder, f"slurm-{number}.log")
     return storage.read_bytes(log).decode(errors="replace") if storage.exists(log) else ""
-
-
-def _call(command: list[str], given: str = "") -> str:
-    try:
-        said = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
-    except FileNotFoundError as error:
-        raise LonghaulError(
-            f"{command[0]} is not installed here: launch where SLURM's users log in"
-        ) from error
-    except subprocess.CalledProcessError as error:
-        raise LonghaulError(f"{command[0]}: {error.stderr.strip()}") from error
-    return said.stdout.strip()

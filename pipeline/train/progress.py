@@ -1,13 +1,11 @@
 """The progress of a run that goes on elsewhere, read from its own metrics."""
 
 import contextlib
-import json
 
-from pipeline import storage
 from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
 from pipeline.progress import Bar
-from pipeline.train.run import metrics_url
+from pipeline.train.run import metrics_url, read_metrics
 
 
 class Follower:
@@ -22,8 +20,8 @@ class Follower:
         if self._bar is None:
             return
         with contextlib.suppress(LonghaulError):  # not written yet; the next look will tell
-            content = storage.read_bytes(metrics_url(self._recipe.run_url, attempt))
-            trained = [r for r in map(json.loads, content.splitlines()) if "loss" in r]
+            records = read_metrics(metrics_url(self._recipe.run_url, attempt))
+            trained = [record for record in records if "loss" in record]
             if trained:
                 last = trained[-1]
                 note = f"loss {last['loss']:.4f}  {last['targets_per_second']:,.0f} targets/s"

@@ -7,6 +7,7 @@ RUN/checkpoints/   eval/
 import contextlib
 import functools
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -173,6 +174,11 @@ def metrics_files(run_url: str) -> list[str]:
     names = [name for name in storage.files_below(folder) if name.startswith("attempt-")]
     names.sort(key=lambda name: int(name.removeprefix("attempt-").removesuffix(".jsonl")))
     return [storage.join(folder, name) for name in names]
+
+
+def read_metrics(url: str) -> list[dict[str, Any]]:
+    """The lines of one metrics file."""
+    return [json.loads(line) for line in storage.read_bytes(url).splitlines()]
 
 
 def write_state(run_url: str, state: RunState) -> None:

@@ -1,6 +1,5 @@
 """How runs stand, for people who ask: from the folders that the runs keep themselves."""
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ import yaml
 
 from pipeline import storage
 from pipeline.errors import LonghaulError
-from pipeline.train.run import load_config, metrics_files, read_state
+from pipeline.train.run import load_config, metrics_files, read_metrics, read_state
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,7 @@ def _attempts(url: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     for file in metrics_files(url):
         attempt = file.rsplit("/", 1)[1].removesuffix(".jsonl")
         ran = _kept(url, f"attempts/{attempt}.json") or {}
-        records = [json.loads(line) for line in storage.read_bytes(file).splitlines()]
-        yield int(ran.get("world_size", 1)), records
+        yield int(ran.get("world_size", 1)), read_metrics(file)
 
 
 def _hours(attempt: list[dict[str, Any]]) -> float:

@@ -1,7 +1,6 @@
 """Small runs for tests: a recipe, and three ways to train it."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -12,11 +11,11 @@ from typing import Any
 import torch
 import yaml
 
-from pipeline import storage, world
+from pipeline import world
 from pipeline.config import Recipe, parse_recipe
 from pipeline.manifest import Dataset
 from pipeline.train import checkpoint, loop
-from pipeline.train.run import RunState, metrics_files
+from pipeline.train.run import RunState, metrics_files, read_metrics
 from pipeline.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +108,7 @@ def wait_for_step(process: "subprocess.Popen[str]", wanted: Recipe, step: int) -
 def records(wanted: Recipe) -> Iterator[dict[str, Any]]:
     """The metrics of all attempts, in order."""
     for file in metrics_files(wanted.run_url):
-        yield from map(json.loads, storage.read_bytes(file).splitlines())
+        yield from read_metrics(file)
 
 
 def digests(wanted: Recipe) -> dict[int, tuple[int, int]]:

@@ -15,8 +15,8 @@ def cut(
     items, targets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     columns = [column.tolist() for column in (array, begin, length, bos)]
     for number, start, n, first in zip(*columns, strict=True):
-        held = events.arrays[number].astype(np.int64)
+        held = events.arrays[number]
         before = np.zeros(1, np.int64) if first else held[start - 1 : start]
-        targets.append(held[start : start + n])
-        items.append(np.concatenate([before, targets[-1][:-1]])[:n])
+        targets.append(held[start : start + n].astype(np.int64))
+        items.append(np.concatenate([before, targets[-1][:-1]])[:n].astype(np.int64))
     return np.concatenate(items), np.concatenate(targets)
