@@ -48,6 +48,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, bar("fault campaign") as progress:
         dataset = prepare_histories(random_histories(300, 50, seed=1), Path(folder, "set"))
         bucket = bucket_on(server)
+        # Ray first: it is the longer way, and the one that meets something new.
+        outcomes += through_ray(dataset, Path(folder, "ray"), server, bucket, given.ray, given.seed)
         campaign = Campaign(dataset, Path(folder), server, bucket)
         cases = [(setting, case) for case in range(given.cases) for setting in SETTINGS]
         for number, (setting, _) in enumerate(cases):
@@ -59,7 +61,6 @@ def main() -> None:
             progress.update(
                 number + 1, len(cases), f"{hurt} faults, {_lost(outcomes)} not survived"
             )
-        outcomes += through_ray(dataset, Path(folder, "ray"), server, bucket, given.ray, given.seed)
     server.stop()
     name = f"faults-seed-{given.seed}" if given.seed else "faults"
     write_result(name, _page(outcomes, given))
