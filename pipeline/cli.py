@@ -184,6 +184,7 @@ def evaluate(
     from pipeline.manifest import open_dataset
     from pipeline.prepare.synth import Truth
     from pipeline.progress import bar
+    from pipeline.tracking.evaluations import track_evaluations
     from pipeline.train.run import load_config
     from pipeline.train.trained import load_trained
 
@@ -208,6 +209,8 @@ def evaluate(
         )
     if here.rank:
         return
+    if trained.recipe.tracking.wandb != "disabled":
+        track_evaluations(trained.recipe, evaluations)
     if as_json:
         print_json([evaluation.model_dump(mode="json") for evaluation in evaluations])
         return

@@ -32,7 +32,7 @@ from pipeline.evaluate import Protocol
 from pipeline.stream.objective import Objective
 from pipeline.stream.reader import ReadingConfig
 from pipeline.stream.stream import StreamConfig
-from pipeline.tracking import TrackingConfig
+from pipeline.tracking.config import TrackingConfig
 
 SCHEMA_VERSION = 1
 

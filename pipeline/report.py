@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import rich.box
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from models.sizes import Profile
 from pipeline import storage
+from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.of_run import Evaluation, evaluations_in
 from pipeline.train.forecast import Forecast
@@ -172,41 +174,49 @@ def write_report(run: str, output: str) -> str:
     Raises LonghaulError where the run has logged nothing yet.
     """
     recipe = load_config(run)
-    url = recipe.run_url
-    records = _records(url)
-    trained = [record for record in records if "loss" in record]
-    if not trained:
-        raise LonghaulError(f"run {recipe.name} at {url} has logged no training step yet")
-    evaluations = evaluations_in(url)
-    picture = _picture(trained, [r for r in records if "seconds" in r], evaluations, recipe)
+    records, evaluations = _records(recipe), evaluations_in(recipe.run_url)
+    picture = _picture(records, evaluations, recipe)
     output = storage.absolute(output)
     storage.write_bytes(storage.join(output, "report.png"), picture)
     page = storage.join(output, "report.html")
-    storage.write_bytes(page, _page(recipe, url, trained, evaluations, picture).encode())
+    storage.write_bytes(page, _page(recipe, records, evaluations, picture).encode())
     return page
 
 
-def _records(url: str) -> list[dict[str, Any]]:
+def picture_of(recipe: Recipe) -> bytes:
+    """The report's picture of the recipe's run, a PNG."""
+    return _picture(_records(recipe), evaluations_in(recipe.run_url), recipe)
+
+
+@dataclass(frozen=True)
+class _Records:
     """The metrics of all attempts; what a later attempt trained again overrules."""
+
+    trained: list[dict[str, Any]]
+    validated: list[dict[str, Any]]
+
+
+def _records(recipe: Recipe) -> _Records:
     kept: list[dict[str, Any]] = []
-    for file in metrics_files(url):
+    for file in metrics_files(recipe.run_url):
         attempt = read_metrics(file)
         if attempt:
             kept = [r for r in kept if r["step"] < attempt[0]["step"]] + attempt
-    return kept
+    trained = [record for record in kept if "loss" in record]
+    if not trained:
+        raise LonghaulError(
+            f"run {recipe.name} at {recipe.run_url} has logged no training step yet"
+        )
+    return _Records(trained, [record for record in kept if "seconds" in record])
 
 
-def _picture(
-    trained: list[dict[str, Any]],
-    validated: list[dict[str, Any]],
-    evaluations: list[Evaluation],
-    recipe: Any,
-) -> bytes:
+def _picture(records: _Records, evaluations: list[Evaluation], recipe: Recipe) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    trained, validated = records.trained, records.validated
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     steps = [record["step"] for record in trained]
     axes[0].plot(steps, [record["loss"] for record in trained], color=_INK["model"])
@@ -243,14 +253,9 @@ def _picture(
     return buffer.getvalue()
 
 
-def _page(
-    recipe: Any,
-    url: str,
-    trained: list[dict[str, Any]],
-    evaluations: list[Evaluation],
-    picture: bytes,
-) -> str:
-    stands, last = read_state(url), trained[-1]
+def _page(recipe: Recipe, records: _Records, evaluations: list[Evaluation], picture: bytes) -> str:
+    trained = records.trained
+    stands, last = read_state(recipe.run_url), trained[-1]
     rates = sorted(record["targets_per_second"] for record in trained)
     fewest, most = recipe.placement.least_workers, recipe.placement.most_workers
     facts = {

@@ -22,16 +22,17 @@ from pipeline.progress import Bar
 from pipeline.stream.lane import Position
 from pipeline.stream.order import micro_steps, seed_of
 from pipeline.stream.stream import DIGEST, RankStep, Stream
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Best, Checkpoint, DataState, TrainState
 from pipeline.train.engine import Engine, build_engine
+from pipeline.train.node_load import NodeLoad
 from pipeline.train.optimizer import learning_rate
 from pipeline.train.plan import Plan, Tally
 from pipeline.train.run import (
     RunState,
+    State,
     StopFile,
-    metrics_url,
     open_run,
     record_attempt,
     write_state,
@@ -102,6 +103,7 @@ class Training:
         self._bar = bar
         self._poll = True
         self._tracker: Tracker | None = None
+        self._outcome: State = "failed"  # until it is told otherwise
         self.dataset: Dataset = open_dataset(recipe.data.path)
         config = recipe.train
         torch.manual_seed(config.seed)
@@ -121,15 +123,16 @@ class Training:
         self.saver = Saver(recipe, items, world, attempt)
         self.state = self._resume(skipped)
         self._tally = Tally(world.device)
+        self._load = NodeLoad(world)
         self._stop_file = StopFile(recipe.run_url, watched=world.rank == 0)
-        if world.rank == 0:
-            record_attempt(recipe, attempt, world.world_size, self.dataset.fingerprint)
-            self._tracker = Tracker(
-                metrics_url(recipe.run_url, attempt),
-                recipe.tracking,
-                recipe.name,
-                recipe.model_dump(mode="json"),
-            )
+        world.on_rank_zero(self._begin_records)
+
+    def _begin_records(self) -> None:
+        """Begin what the first rank writes of this attempt beside its state."""
+        world_size = self.world.world_size
+        record_attempt(self.recipe, self.attempt, world_size, self.dataset.fingerprint)
+        facts = {"world_size": world_size}
+        self._tracker = Tracker(self.recipe, self.dataset, self.attempt, facts)
 
     def _resume(self, skipped: Sequence[int]) -> TrainState:
         """Take over the newest checkpoint that every rank can read its part of, or begin."""
@@ -175,6 +178,8 @@ class Training:
             else:
                 self._train(rank_step, plan)
             self._after_step()
+            if plan.load:
+                self._log({"step": self.state.step, **self._load.sample()})
             if plan.save:  # this node is about to go: what is not committed soon is lost
                 self.world.save_wanted = False
                 self._save()
@@ -212,16 +217,17 @@ class Training:
             except LonghaulError as error:
                 problem = error
         work = [mine.targets, mine.tokens, mine.segments, mine.digest]
-        asked = [self.world.stop_wanted, self.world.save_wanted, self.world.poll_due()]
+        asked = [self.world.stop_wanted, self.world.save_wanted]
+        due = [self.world.poll_due(), self._load.due()]
         stands = [problem is not None, self.saver.uploaded()]
-        sums = self.world.sum_integers([*work, *map(int, asked + stands)]).tolist()
-        targets, tokens, segments, digest, stop, save, poll, failed, uploaded = sums
+        sums = self.world.sum_integers([*work, *map(int, asked + due + stands)]).tolist()
+        targets, tokens, segments, digest, stop, save, poll, load, failed, uploaded = sums
         if failed:
             self.world.agree(problem)
         if uploaded == self.world.world_size:
             self.saver.commit()
         self._poll = poll > 0
-        return mine, Plan(targets, tokens, segments, digest % DIGEST, stop > 0, save > 0)
+        return mine, Plan(targets, tokens, segments, digest % DIGEST, stop > 0, save > 0, load > 0)
 
     def _train(self, mine: RankStep, plan: Plan) -> None:
         config, step = self.recipe.train, self.state.step
@@ -339,7 +345,7 @@ class Training:
                 note += f"  best {self.recipe.train.validation.metric} {self.state.best.value:.4f}"
             self._bar.update(self.state.step, self.recipe.train.steps, note)
 
-    def _tell(self, state: Any, reason: str | None = None) -> RunState:
+    def _tell(self, state: State, reason: str | None = None) -> RunState:
         stands = RunState(
             state=state,
             attempt=self.attempt,
@@ -349,6 +355,8 @@ class Training:
         )
         if self.world.rank == 0:
             write_state(self.recipe.run_url, stands)
+        if state != "running":
+            self._outcome = state
         return stands
 
     def close(self) -> None:
@@ -356,7 +364,7 @@ class Training:
         self.stream.close()
         self._stop_file.close()
         if self._tracker is not None:
-            self._tracker.close(failed=self.state.step < self.recipe.train.steps)
+            self._tracker.close(self._outcome, self.state.best)
 
 
 def _warn(message: str) -> None:

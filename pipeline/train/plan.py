@@ -21,6 +21,7 @@ class Plan:
     digest: int
     stop: bool
     save: bool
+    load: bool  # the nodes tell how busy they are
 
 
 class Tally:

@@ -1,0 +1,1 @@
+"""Where a run's metrics go: always to the run's own file, and to Weights & Biases if asked."""

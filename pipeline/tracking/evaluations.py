@@ -1,0 +1,44 @@
+"""What evaluations found, in the W&B run of the training."""
+
+import sys
+
+from pipeline.config import Recipe
+from pipeline.evaluate.of_run import Evaluation, evaluations_in
+from pipeline.report import picture_of
+from pipeline.tracking.wandb_run import WandbRun
+from pipeline.train.run import read_state
+
+
+def track_evaluations(recipe: Recipe, new: list[Evaluation]) -> None:
+    """Add the new evaluations as numbers, and all that the run has as a table and a picture."""
+    stands = read_state(recipe.run_url)
+    if stands is not None and stands.state == "running":
+        # Two processes that write one W&B run at once overwrite each other.
+        print(
+            f"warning: run {recipe.name} is still training: W&B is told of no evaluation",
+            file=sys.stderr,
+        )
+        return
+    run = WandbRun(recipe, attempt=None, facts={})
+    numbers = {
+        f"{one.result.protocol.split}/{one.scorer}/{name}": value
+        for one in new
+        for name, value in one.result.metrics.items()
+    }
+    kept = evaluations_in(recipe.run_url)
+    metrics = sorted({name for one in kept for name in one.result.metrics})
+    rows = [
+        [
+            one.scorer,
+            one.step,
+            one.result.protocol.split,
+            one.result.protocol.seen,
+            one.result.protocol.max_history,
+            one.result.users,
+            *(one.result.metrics.get(name) for name in metrics),
+        ]
+        for one in kept
+    ]
+    columns = ["scorer", "step", "split", "seen", "max_history", "users", *metrics]
+    run.add_evaluations(numbers, columns, rows, picture_of(recipe))
+    run.close("done")
