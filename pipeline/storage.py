@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 
@@ -30,9 +31,18 @@ def is_local(url: str) -> bool:
 
 
 def absolute(url: str) -> str:
-    """The URL with a relative local path resolved against the working directory."""
+    """The URL with a relative local path resolved against the working directory.
+
+    Raises LonghaulError where it holds a password: URLs are written into runs, jobs and logs.
+    """
     if is_local(url):
         return str(Path(url.removeprefix("file://")).expanduser().absolute())
+    parts = urlsplit(url)
+    if parts.password is not None:
+        raise LonghaulError(
+            f"the URL {parts.scheme}://...@{parts.hostname}{parts.path} holds a password, which "
+            "would end up in files and logs: give it to the storage client by its environment"
+        )
     return url.rstrip("/")
 
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from pipeline import storage
-from pipeline.config import Recipe, parse_recipe
+from pipeline.config import Recipe, parse_recipe, read_yaml
 from pipeline.errors import LonghaulError
 from pipeline.secrets import looks_secret
 
@@ -82,7 +81,7 @@ def load_config(run_url: str) -> Recipe:
     url = storage.join(storage.absolute(run_url), "config.yaml")
     if not storage.exists(url):
         raise LonghaulError(f"no run at {run_url}: config.yaml is missing")
-    return parse_recipe(yaml.safe_load(storage.read_bytes(url)), url)
+    return parse_recipe(read_yaml(url), url)
 
 
 def record_attempt(recipe: Recipe, attempt: int, world_size: int, data: str) -> None:
