@@ -1,12 +1,12 @@
 """What stands around the runs in Kubernetes: rendered by kubectl, and held against the RayJobs."""
 
 import functools
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -149,8 +149,8 @@ def reaches(documents: list[Document], source: Pod, target: Pod, port: int) -> b
 
 def amount(quantity: str | int) -> float:
     units = {"": 1.0, "m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}
-    number, unit = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", str(quantity)).groups()  # type: ignore[union-attr]
-    return float(number) * units[unit]
+    unit = str(quantity).lstrip("0123456789.")
+    return float(str(quantity).removesuffix(unit)) * units[unit]
 
 
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: path.name)
@@ -232,10 +232,11 @@ def test_the_store_of_a_specification_is_reached(name: str) -> None:
     if endpoint is None:
         assert reaches(documents, WORKER, OUTSIDE, 443)
         return
-    service, namespace, port = re.fullmatch(r"http://(\w+)\.(\w+):(\d+)", endpoint).groups()  # type: ignore[union-attr]
-    assert (service, namespace) == ("minio", STORE.namespace)
-    assert reaches(documents, WORKER, STORE, int(port))
-    assert not reaches(documents, WORKER, STORE, int(port) + 1)
+    address = urlsplit(endpoint)
+    assert address.hostname == f"minio.{STORE.namespace}"
+    assert address.port is not None
+    assert reaches(documents, WORKER, STORE, address.port)
+    assert not reaches(documents, WORKER, STORE, address.port + 1)
 
 
 def test_the_store_of_a_trial_serves_the_runs_only() -> None:
