@@ -49,7 +49,7 @@ class Image:
         apart = ["--mount", "--pid", "--fork", "--kill-child", *([] if network else ["--net"])]
         return ["unshare", *apart, "bash", "-c", "\n".join(setup)]
 
-    def run(self, script: str, user: str = "", timeout: float = 240) -> str:
+    def run(self, script: str, user: str = "", timeout: float = 900) -> str:
         """What ``script`` prints in the image, cut off from every network."""
         command = self.command(script, user or f"{self.user}:{self.user}", False, {})
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
