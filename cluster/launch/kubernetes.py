@@ -1,7 +1,8 @@
 """A RayJob for KubeRay: a Ray cluster that lives as long as the run, submitted with kubectl.
 
 KubeRay starts the run anew where it failed or was preempted, up to ``retries`` times, in a cluster
-of its own each time. A pod that is to go gets as long as a checkpoint needs (``grace``).
+of its own each time. A pod that is to go gets as long as a checkpoint needs (``grace``). Every pod
+meets the pod security standard "restricted"; what stands around them is in ``cluster/kubernetes``.
 """
 
 import importlib.metadata
@@ -44,12 +45,15 @@ def render(job: Job) -> str:
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": seconds(kubernetes.keep_after),
             "backoffLimit": spec.retries,
+            "submitterPodTemplate": _submitter(job),
             "rayClusterSpec": {
                 "rayVersion": importlib.metadata.version("ray"),
                 "enableInTreeAutoscaling": elastic,
+                # KubeRay puts the autoscaler's container into the head's pod.
+                "autoscalerOptions": {"securityContext": _container_security()},
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0"},
-                    "template": _pod(job, "ray-head", head),
+                    "template": _ray_pod(job, "ray-head", head, asks_kubernetes=elastic),
                 },
                 "workerGroupSpecs": [
                     {
@@ -58,7 +62,7 @@ def render(job: Job) -> str:
                         "minReplicas": spec.least_nodes,
                         "maxReplicas": spec.most_nodes,
                         "rayStartParams": {"num-cpus": str(spec.cpus_per_node)},
-                        "template": _pod(job, "ray-worker", workers),
+                        "template": _ray_pod(job, "ray-worker", workers),
                     }
                 ],
             },
@@ -99,7 +103,44 @@ def _below(url: str, folder: str) -> bool:
     return storage.absolute(url).startswith(folder.rstrip("/") + "/")
 
 
-def _pod(job: Job, name: str, resources: dict[str, Any]) -> dict[str, Any]:
+def _pod(job: Job, asks_kubernetes: bool = False) -> dict[str, Any]:
+    """What all pods of a run have in common."""
+    kubernetes = job.spec.kubernetes
+    pod: dict[str, Any] = {
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "automountServiceAccountToken": asks_kubernetes,
+    }
+    if kubernetes.service_account is not None:
+        pod["serviceAccountName"] = kubernetes.service_account
+    if kubernetes.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": held} for held in kubernetes.image_pull_secrets]
+    return pod
+
+
+def _container_security() -> dict[str, Any]:
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def _submitter(job: Job) -> dict[str, Any]:
+    """The pod that hands the command to Ray's head and shows its log.
+
+    KubeRay's own one meets no security standard and cannot pull an image that needs a secret.
+    """
+    container = {
+        "name": "ray-job-submitter",  # KubeRay looks for this name
+        "image": job.spec.image,
+        "resources": {
+            "requests": {"cpu": "500m", "memory": "512Mi"},
+            "limits": {"cpu": "1", "memory": "1Gi"},
+        },
+        "securityContext": _container_security(),
+    }
+    return {"spec": _pod(job) | {"restartPolicy": "Never", "containers": [container]}}
+
+
+def _ray_pod(
+    job: Job, name: str, resources: dict[str, Any], asks_kubernetes: bool = False
+) -> dict[str, Any]:
     spec, kubernetes = job.spec, job.spec.kubernetes
     grace = seconds(spec.grace)
     wanted = {kind: int(amount) for kind, amount in resources.items() if amount is not None}
@@ -119,7 +160,7 @@ def _pod(job: Job, name: str, resources: dict[str, Any]) -> dict[str, Any]:
     for number, (path, claim) in enumerate(sorted(kubernetes.volumes.items())):
         volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": f"claim-{number}", "mountPath": path})
-    pod: dict[str, Any] = {
+    pod = _pod(job, asks_kubernetes) | {
         "containers": [
             {
                 "name": name,
@@ -127,18 +168,14 @@ def _pod(job: Job, name: str, resources: dict[str, Any]) -> dict[str, Any]:
                 "env": env,
                 "resources": {"requests": wanted, "limits": dict(wanted)},
                 "volumeMounts": mounts,
-                "securityContext": {"allowPrivilegeEscalation": False, "runAsNonRoot": True},
+                "securityContext": _container_security(),
             }
         ],
         "volumes": volumes,
         "terminationGracePeriodSeconds": grace + _AFTER_DRAIN_SECONDS,
     }
-    if kubernetes.service_account is not None:
-        pod["serviceAccountName"] = kubernetes.service_account
-    if kubernetes.image_pull_secrets:
-        pod["imagePullSecrets"] = [{"name": held} for held in kubernetes.image_pull_secrets]
     if kubernetes.node_selector:
-        pod["nodeSelector"] = kubernetes.node_selector
+        pod["nodeSelector"] = dict(kubernetes.node_selector)
     if kubernetes.tolerations:
         pod["tolerations"] = [t.model_dump(exclude_none=True) for t in kubernetes.tolerations]
     return {"spec": pod}
