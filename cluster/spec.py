@@ -107,8 +107,8 @@ class KubernetesPart(_Part):
     namespace: str = "default"
     service_account: str | None = None
     image_pull_secrets: list[str] = []
-    node_selector: dict[str, str] = {}
-    tolerations: list[Toleration] = []
+    node_selector: dict[str, str] = Field({}, description="of the workers' pods")
+    tolerations: list[Toleration] = Field([], description="of the workers' pods")
     volumes: dict[str, str] = Field({}, description="path in the pods: PersistentVolumeClaim")
     gpu_resource: str = "nvidia.com/gpu"
     head_cpus: PositiveInt = Field(2, description="of the pod that runs Ray's head and the driver")

@@ -52,7 +52,7 @@ def render(job: Job) -> str:
                 # KubeRay puts the autoscaler's container into the head's pod.
                 "autoscalerOptions": {"securityContext": _container_security()},
                 "headGroupSpec": {
-                    "rayStartParams": {"num-cpus": "0"},
+                    "rayStartParams": _start(job, cpus=0),
                     "template": _ray_pod(job, "ray-head", head, asks_kubernetes=elastic),
                 },
                 "workerGroupSpecs": [
@@ -61,8 +61,8 @@ def render(job: Job) -> str:
                         "replicas": spec.least_nodes,
                         "minReplicas": spec.least_nodes,
                         "maxReplicas": spec.most_nodes,
-                        "rayStartParams": {"num-cpus": str(spec.cpus_per_node)},
-                        "template": _ray_pod(job, "ray-worker", workers),
+                        "rayStartParams": _start(job, cpus=spec.cpus_per_node),
+                        "template": _worker_pod(job, workers),
                     }
                 ],
             },
@@ -138,6 +138,12 @@ def _submitter(job: Job) -> dict[str, Any]:
     return {"spec": _pod(job) | {"restartPolicy": "Never", "containers": [container]}}
 
 
+def _start(job: Job, cpus: int) -> dict[str, str]:
+    """How Ray starts in a pod. Its own store leaves room in the shared memory for the workers'."""
+    store = job.spec.kubernetes.shared_memory // 2
+    return {"num-cpus": str(cpus), "object-store-memory": str(store)}
+
+
 def _ray_pod(
     job: Job, name: str, resources: dict[str, Any], asks_kubernetes: bool = False
 ) -> dict[str, Any]:
@@ -174,11 +180,20 @@ def _ray_pod(
         "volumes": volumes,
         "terminationGracePeriodSeconds": grace + _AFTER_DRAIN_SECONDS,
     }
-    if kubernetes.node_selector:
-        pod["nodeSelector"] = dict(kubernetes.node_selector)
-    if kubernetes.tolerations:
-        pod["tolerations"] = [t.model_dump(exclude_none=True) for t in kubernetes.tolerations]
     return {"spec": pod}
+
+
+def _worker_pod(job: Job, resources: dict[str, Any]) -> dict[str, Any]:
+    """On the nodes that the specification selects, which a head would take from a worker."""
+    kubernetes = job.spec.kubernetes
+    template = _ray_pod(job, "ray-worker", resources)
+    if kubernetes.node_selector:
+        template["spec"]["nodeSelector"] = dict(kubernetes.node_selector)
+    if kubernetes.tolerations:
+        template["spec"]["tolerations"] = [
+            t.model_dump(exclude_none=True) for t in kubernetes.tolerations
+        ]
+    return template
 
 
 def alive(job: Job) -> bool:

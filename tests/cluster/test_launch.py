@@ -95,6 +95,11 @@ def test_a_rayjob_says_what_the_specification_says() -> None:
         assert reference == {"name": "wandb", "key": "api-key"}
         assert pod["serviceAccountName"] == "longhaul"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert workers["rayStartParams"] == {"num-cpus": "64", "object-store-memory": str(4 << 30)}
+    head, worker = (g["template"]["spec"] for g in (cluster["headGroupSpec"], workers))
+    assert worker["nodeSelector"] == spec.kubernetes.node_selector
+    assert worker["tolerations"]
+    assert not {"nodeSelector", "tolerations"} & set(head), "the head takes a worker's node"
 
 
 @pytest.mark.parametrize(
