@@ -43,7 +43,9 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
     import pyarrow.fs
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from cluster.process_group import NodeTorchConfig
 
     placement = recipe.placement
     started_here = not ray.is_initialized()
@@ -76,7 +78,7 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
             failure_config=FailureConfig(max_failures=placement.max_failures),
         ),
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+        torch_config=NodeTorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
     )
     problem: Exception | None = None
     with _following(recipe, before, bar), _passing_signals_on(recipe):
