@@ -40,6 +40,9 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
     # Ray reports its own usage and changes each worker's folder unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Ray looks every 20 seconds which nodes there are. A group that it wants to start before, it
+    # takes for one of all nodes, also those just lost, and waits a minute for them.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")
     import pyarrow.fs
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
