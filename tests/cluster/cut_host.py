@@ -4,7 +4,6 @@ The cut-off host is that of rank 0, which writes the commits and the metrics. It
 processes of the first attempt may still be there, which could then do harm.
 """
 
-import contextlib
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import Recipe
 from pipeline.manifest import Dataset
-from pipeline.train.checkpoint import Place
+from pipeline.train.checkpoint import places_in
 from pipeline.train.run import RunState, metrics_files, read_metrics, read_state
 from tests.cluster.ray_hosts import RayHosts
 from tests.faults.campaign import compare, copied
@@ -37,8 +36,8 @@ STEPS = 300
 class Story:
     """How a run ended, and what happened to it: seconds after the link was cut, and what.
 
-    overwritten: files of the first attempt's checkpoints that are new or other than they were when
-    the second attempt trained.
+    overwritten: files of the first attempt's committed checkpoints that are new or other than they
+    were when the second attempt trained.
     """
 
     state: RunState
@@ -67,17 +66,17 @@ class CutHosts:
         """A run of one or two workers goes on without the host, which then comes back."""
         act = self._begin(workers=(1, 2))
         act.cut()
-        written = act.second_attempt()
+        before = act.second_attempt()
         act.come_back()
-        return self._end(act, written)
+        return self._end(act, before)
 
     def waits(self) -> Story:
         """A run of two workers waits until the host has come back."""
         act = self._begin(workers=2)
         act.cut()
         act.come_back()
-        written = act.second_attempt()
-        return self._end(act, written)
+        before = act.second_attempt()
+        return self._end(act, before)
 
     def _begin(self, workers: int | tuple[int, int]) -> "_Act":
         self._begun += 1
@@ -92,7 +91,7 @@ class CutHosts:
         )
         return _Act(cut, driver, self._nodes)
 
-    def _end(self, act: "_Act", written: dict[str, bytes]) -> Story:
+    def _end(self, act: "_Act", before: dict[str, bytes]) -> Story:
         cut = act.run
         said, _ = act.driver.communicate()
         assert act.driver.returncode == 0, said
@@ -101,13 +100,13 @@ class CutHosts:
         for attempt in range(3, stands.attempt + 1):  # the host that came back is used again
             act.tell_attempt(attempt)
         act.tell("done", max(record["time"] for record in records(cut)))
-        after = _written(cut, attempt=1)
+        after = _committed(cut, attempt=1)
         return Story(
             state=stands,
             equal=compare(final_tensors(self._whole), final_tensors(cut)),
             exactly_once=digests(self._whole) == digests(cut),
             metrics=_metrics(cut),
-            overwritten=[path for path in after if after[path] != written.get(path)],
+            overwritten=[file for file in after if after[file] != before.get(file)],
             events=sorted(act.events),
         )
 
@@ -120,6 +119,7 @@ class CutHosts:
             train__zero_stage=1,
             train__steps=STEPS,
             train__checkpoint_every=10,
+            train__keep_checkpoints=STEPS,  # so that no trace is removed
             train__validation={"every": STEPS},
             train__optimizer={"lr": 1e-4, "clip_norm": 0.5},  # rounding stays rounding for so many
             data__lanes=2,
@@ -158,10 +158,10 @@ class _Act:
         self.tell(f"Ray finds host {host} dead", found or 0.0)
 
     def second_attempt(self) -> dict[str, bytes]:
-        """Return once another attempt trains: what the first one had saved by then."""
+        """Return once another attempt trains: what the first one had committed by then."""
         self._wait(lambda: bool(_steps_of(self.run, 2)))
         self.tell_attempt(2)
-        return _written(self.run, attempt=1)
+        return _committed(self.run, attempt=1)
 
     def tell_attempt(self, attempt: int) -> None:
         """Note the first step of an attempt."""
@@ -188,8 +188,7 @@ class _Act:
         while not until():
             if self.driver.poll() is not None:
                 assert driver_may_end, self.driver.communicate()[0]
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.driver.wait(timeout=0.2)
+            time.sleep(0.2)
 
 
 def _steps_of(wanted: Recipe, attempt: int) -> list[dict[str, Any]]:
@@ -200,14 +199,12 @@ def _steps_of(wanted: Recipe, attempt: int) -> list[dict[str, Any]]:
     return []
 
 
-def _written(wanted: Recipe, attempt: int) -> dict[str, bytes]:
-    """The files of an attempt's checkpoints."""
-    base = storage.join(wanted.run_url, "checkpoints")
-    return {
-        path: storage.read_bytes(storage.join(base, path))
-        for path in storage.files_below(base)
-        if Place.parse(path.split("/")[0]).attempt == attempt
-    }
+def _committed(wanted: Recipe, attempt: int) -> dict[str, bytes]:
+    """The files of an attempt's committed checkpoints."""
+    places = [place for place in places_in(wanted.run_url) if place.attempt == attempt]
+    folders = [place.url(wanted.run_url) for place in places]
+    urls = [storage.join(url, name) for url in folders for name in storage.files_below(url)]
+    return {url: storage.read_bytes(url) for url in urls}
 
 
 def _metrics(wanted: Recipe) -> dict[str, float]:

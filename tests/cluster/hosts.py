@@ -25,10 +25,13 @@ exec "$@"
 
 
 def may_make_hosts() -> bool:
-    """Whether this process may make network namespaces, and has the commands for it."""
+    """Whether this process may make network namespaces and links, and has the commands for it."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
-    tried = subprocess.run(["unshare", "--net", "--uts", "--mount", "true"], capture_output=True)
+    links = "ip link add tried type bridge && ip link add one type veth peer name other"
+    tried = subprocess.run(
+        ["unshare", "--net", "--uts", "--mount", "sh", "-c", links], capture_output=True
+    )
     return tried.returncode == 0
 
 
