@@ -40,10 +40,15 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
     # Ray reports its own usage and changes each worker's folder unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Ray looks every 20 seconds which nodes there are. A group that it wants to start before, it
+    # takes for one of all nodes, also those just lost, and waits a minute for them.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")
     import pyarrow.fs
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from cluster.process_group import NodeTorchConfig
 
     placement = recipe.placement
     started_here = not ray.is_initialized()
@@ -76,7 +81,7 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
             failure_config=FailureConfig(max_failures=placement.max_failures),
         ),
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+        torch_config=NodeTorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
     )
     problem: Exception | None = None
     with _following(recipe, before, bar), _passing_signals_on(recipe):

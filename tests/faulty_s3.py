@@ -1,4 +1,4 @@
-"""A real S3 server on loopback that can be told to fail, as object stores do."""
+"""A real S3 server on this machine that can be told to fail, as object stores do."""
 
 import socket
 import threading
@@ -59,15 +59,15 @@ class _QuietHandler(MotoRequestHandler):
 class FaultyS3:
     """Serves until stopped; ``faults`` are what goes wrong with the requests that follow."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
         self._app = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
         self.requests = 0
         self._server = make_server(
-            "127.0.0.1", 0, self._answer, threaded=True, request_handler=_QuietHandler
+            address, 0, self._answer, threaded=True, request_handler=_QuietHandler
         )
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self.endpoint = f"http://{address}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 

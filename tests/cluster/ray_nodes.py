@@ -18,18 +18,25 @@ RAY = str(Path(sys.executable).parent / "ray")
 class RayNodes:
     """A head with room for ``head_cpus`` workers, and nodes with room for one each.
 
-    dashboard: the port on which jobs can be submitted; None for a cluster that takes none.
+    dashboard: the port on which jobs can be submitted; None for a cluster that takes none. ip: of
+    the head. env: more of the environment of nodes and clients.
     """
 
-    def __init__(self, port: int, head_cpus: int = 0, dashboard: int | None = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        head_cpus: int = 0,
+        dashboard: int | None = None,
+        ip: str = "127.0.0.1",
+        **env: str,
+    ) -> None:
         self._port = port
-        self._folder = f"/tmp/longhaul-ray-{os.getpid()}-{port}"  # sockets need a short path
-        self.address = f"127.0.0.1:{port}"
-        self.env = environment(RAY_AUTH_MODE="disabled", RAY_ADDRESS=self.address)
+        self.address = f"{ip}:{port}"
+        self.env = environment(RAY_AUTH_MODE="disabled", RAY_ADDRESS=self.address, **env)
         self.env |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
         self.env |= {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
-        head = ["--head", f"--port={port}", f"--temp-dir={self._folder}"]
+        head = ["--head", f"--port={port}"]
         if dashboard is None:
             head.append("--include-dashboard=false")
         else:
@@ -41,16 +48,26 @@ class RayNodes:
 
     def _start(self, name: str, cpus: int, where: list[str]) -> None:
         env = {k: v for k, v in self.env.items() if k != "RAY_ADDRESS"}
-        command = [RAY, "start", *where, "--block", f"--num-cpus={cpus}"]
+        command = [RAY, "start", *where, *self._place(name), "--block", f"--num-cpus={cpus}"]
         command += ["--disable-usage-stats", f"--node-name={name}"]
         self._nodes[name] = subprocess.Popen(
-            command,
+            self.on(name, command),
             env=env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         self._wait_for(name)
+
+    def _place(self, name: str) -> list[str]:
+        """Options that say where a node is; the others take over the head's folder."""
+        # Sockets need a short path.
+        folder = f"/tmp/longhaul-ray-{os.getpid()}-{self._port}"
+        return [f"--temp-dir={folder}"] if name == "head" else []
+
+    def on(self, name: str, command: list[str]) -> list[str]:
+        """The command as it runs where the node is."""
+        return command
 
     def _wait_for(self, name: str) -> None:
         """Return when the cluster lists the node as alive."""
@@ -71,7 +88,10 @@ class RayNodes:
             "    if n['Alive']: print('NODE', n['NodeName'], n['NodeID'])\n"
         )
         said = subprocess.run(
-            [sys.executable, "-c", script], env=self.env, capture_output=True, text=True
+            self.on("head", [sys.executable, "-c", script]),
+            env=self.env,
+            capture_output=True,
+            text=True,
         )
         lines = [line.split() for line in said.stdout.splitlines() if line.startswith("NODE")]
         return {name: node for _, name, node in lines}
