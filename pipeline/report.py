@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.of_run import Evaluation, evaluations_in
 from pipeline.train.forecast import Forecast
-from pipeline.train.run import load_config, metrics_files, read_metrics, read_state
+from pipeline.train.run import load_config, metrics_of, read_state
 from pipeline.train.standing import Standing
 
 _SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr")
@@ -173,7 +173,7 @@ def write_report(run: str, output: str) -> str:
     """
     recipe = load_config(run)
     url = recipe.run_url
-    records = _records(url)
+    records = metrics_of(url)
     trained = [record for record in records if "loss" in record]
     if not trained:
         raise LonghaulError(f"run {recipe.name} at {url} has logged no training step yet")
@@ -184,16 +184,6 @@ def write_report(run: str, output: str) -> str:
     page = storage.join(output, "report.html")
     storage.write_bytes(page, _page(recipe, url, trained, evaluations, picture).encode())
     return page
-
-
-def _records(url: str) -> list[dict[str, Any]]:
-    """The metrics of all attempts; what a later attempt trained again overrules."""
-    kept: list[dict[str, Any]] = []
-    for file in metrics_files(url):
-        attempt = read_metrics(file)
-        if attempt:
-            kept = [r for r in kept if r["step"] < attempt[0]["step"]] + attempt
-    return kept
 
 
 def _picture(

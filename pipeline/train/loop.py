@@ -34,6 +34,7 @@ from pipeline.train.run import (
     metrics_url,
     open_run,
     record_attempt,
+    stop_reason,
     write_state,
 )
 from pipeline.train.saving import Saver
@@ -169,7 +170,7 @@ class Training:
             if plan.stop:
                 self._save()
                 self.saver.finish()
-                return self._tell("preempted", "asked to stop")
+                return self._tell("preempted", stop_reason(self.recipe.run_url))
             if self.state.step in self.state.skipped:
                 self._pass_over(plan)
             else:
