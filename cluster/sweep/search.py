@@ -53,7 +53,6 @@ def search(sweep: Sweep, bar: Bar) -> list[Outcome]:
     check_places(sweep)
     withdraw_stop(sweep.url)
     before = outcomes(sweep)
-    write_record(sweep, "running", before)
     left = [one for one in before if one.state not in SUCCEEDED]
     errors = _train(sweep, before, left, bar) if left else {}
     found = [
@@ -64,7 +63,7 @@ def search(sweep: Sweep, bar: Bar) -> list[Outcome]:
 
 
 def _train(
-    sweep: Sweep, before: Sequence[Outcome], left: Sequence[Outcome], bar: Bar
+    sweep: Sweep, before: list[Outcome], left: Sequence[Outcome], bar: Bar
 ) -> dict[str, str]:
     """Have Tune run what is left; the errors of trials that were lost too often, by run."""
     # Tune writes logs unless told not to, and wants the metric every time.
@@ -73,7 +72,8 @@ def _train(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     placement = sweep.trials[0].recipe.placement
     watch = Watch(before)
-    with ray_cluster() as own_cluster, tempfile.TemporaryDirectory() as folder:
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with ray_cluster() as own_cluster, scratch as folder:
         gpu = wants_gpus(placement)
         each = resources_of_worker(placement, gpu)
         need = {kind: count * placement.least_workers for kind, count in each.items()}
@@ -96,6 +96,7 @@ def _train(
                 verbose=0,
             ),
         )
+        write_record(sweep, "running", before)
         results = _fit(sweep, tuner, watch, bar)
         return {Path(one.path).name: str(one.error) for one in results if one.error}
 

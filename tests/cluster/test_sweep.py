@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -188,7 +187,7 @@ def test_asha_ends_the_worse_and_the_best_is_found(
         tmp_path,
         space={LR: {"choice": [0.03, 1e-7, 2e-7, 3e-7]}},
         overrides=["train.steps=6000"],
-        seed=3,  # the good one is among the first two
+        seed=7,  # the good one is among the first two
         at_once=2,
         asha={"grace": 200, "reduction": 2},
     )
@@ -221,14 +220,14 @@ def test_asha_ends_the_worse_and_the_best_is_found(
 @pytest.mark.timeout(900)
 def test_a_sweep_that_was_killed_goes_on(rings: Dataset, tmp_path: Path, start: Start) -> None:
     space = {LR: {"log_uniform": [1e-3, 3e-2]}}
-    path = spec(rings, tmp_path, space=space, trials=3, at_once=2, asha=None)
+    path = spec(rings, tmp_path, space=space, trials=2, at_once=1, asha=None)
     sweep = planned(path)
     process = start(path)
     wait_for_step(process, sweep, "found-001", 100)
     kill(process)
     killed = {one.run: one for one in outcomes(sweep)}
     assert killed["found-001"].state == "running"
-    assert killed["found-003"].state == "new"
+    assert killed["found-002"].state == "new"
     other = start(path, "train.seed=1")
     _, told = other.communicate(timeout=60)
     assert other.returncode == 1
@@ -238,9 +237,9 @@ def test_a_sweep_that_was_killed_goes_on(rings: Dataset, tmp_path: Path, start: 
     assert again.returncode == 0, told
     trials = json.loads(said)["trials"]
     assert [trial["point"] for trial in trials] == [trial.point for trial in sweep.trials]
-    assert [trial["state"] for trial in trials] == ["done"] * 3
+    assert [trial["state"] for trial in trials] == ["done"] * 2
     attempts = [read_state(trial.url) for trial in sweep.trials]
-    assert [state.attempt for state in attempts if state is not None][::2] == [2, 1]
+    assert [state.attempt for state in attempts if state is not None] == [2, 1]
     kept = killed["found-001"].validations
     assert [tuple(pair) for pair in trials[0]["validations"]][: len(kept)] == kept
 
@@ -258,9 +257,10 @@ def test_a_lost_trial_goes_on_and_an_interrupted_sweep_stops_whole(
     wait_for_step(process, sweep, "found-001", 100)
     trainings = [one for one in tree(process) if one.cmdline()[2:4] == ["pipeline", "train"]]
     assert len(trainings) == 2
-    os.kill(trainings[0].pid, signal.SIGKILL)
-    lost = outcomes(sweep)
-    while {read_state(one.url).attempt for one in lost[:2]} != {1, 2}:  # type: ignore[union-attr]
+    trainings[0].kill()
+    trainings[1].parent().kill()  # Tune's actor; the training leaves with it
+    first = [trial.url for trial in sweep.trials[:2]]
+    while {state.attempt for url in first if (state := read_state(url))} != {2}:
         assert process.poll() is None
         look_again(process)
     process.send_signal(signal.SIGINT)
