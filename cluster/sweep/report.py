@@ -87,10 +87,9 @@ def _draw_curves(axis: Any, sweep: Sweep, found: list[Outcome]) -> None:
         steps, values = [step for step, _ in one.validations], [v for _, v in one.validations]
         width = 2.2 if one is first else 1.0
         axis.plot(steps, values, ".-", color=_INK.get(one.state, _OTHER), linewidth=width)
-    step, value = max(first.validations, key=lambda validation: validation[1])
     axis.annotate(
         first.run,
-        (step, value),
+        first.validations[-1],
         xytext=(0, 6),
         textcoords="offset points",
         ha="right",

@@ -186,7 +186,7 @@ def test_asha_ends_the_worse_and_the_best_is_found(
         rings,
         tmp_path,
         space={LR: {"choice": [0.03, 1e-7, 2e-7, 3e-7]}},
-        overrides=["train.steps=6000"],
+        overrides=["train.steps=4000"],
         seed=7,  # the good one is among the first two
         at_once=2,
         asha={"grace": 200, "reduction": 2},
@@ -197,12 +197,12 @@ def test_asha_ends_the_worse_and_the_best_is_found(
     assert process.returncode == 0, told
     found = outcomes(sweep)
     best = max(found, key=lambda one: one.best or 0)
-    assert (best.point[LR], best.state, best.step) == (0.03, "done", 6000)
+    assert (best.point[LR], best.state, best.step) == (0.03, "done", 4000)
     assert best.run in said.splitlines()[3]
     ended = [one for one in found if one.state == "ended early"]
     assert len(ended) >= 2
     for one in ended:
-        assert 200 <= one.step < 6000
+        assert 200 <= one.step < 4000
         assert one.step in steps_in(one.url)
         state = read_state(one.url)
         assert state is not None
