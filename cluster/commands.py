@@ -1,19 +1,23 @@
-"""The commands that hand runs to clusters."""
+"""The commands that hand runs to clusters, and many runs to Ray Tune."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.cli import AsJson, Overrides, print_json, tell_end
+from pipeline.cli import PREEMPTED_EXIT, AsJson, Overrides, print_json, tell_end
+from pipeline.errors import LonghaulError
 
 if TYPE_CHECKING:
     from cluster.launch import Submission
     from cluster.launch.job import Job
+    from cluster.sweep.outcome import Outcome
+    from cluster.sweep.plan import Sweep
 
 
 def add_to(app: typer.Typer) -> None:
     """Make the commands part of the application."""
-    app.command()(launch)
+    for command in (launch, sweep):
+        app.command()(command)
 
 
 def launch(
@@ -74,3 +78,69 @@ def _wait(job: "Job", submission: "Submission", before: int, follow: bool, as_js
     else:
         stands = wait(job, submission, before, None)
     tell_end(job.recipe, stands, as_json)
+
+
+def sweep(
+    spec: Annotated[str, typer.Argument(help="A sweep, as configs/sweeps/demo.yaml.")],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the points, and do nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe at many points of a space, and end the worse ones early (ASHA, Ray Tune).
+
+    [bold]longhaul sweep configs/sweeps/demo.yaml --dry-run[/bold]   (the points)
+
+    [bold]longhaul sweep configs/sweeps/demo.yaml tracking.wandb=offline train.steps=1000[/bold]
+
+    [bold]ray job submit --working-dir . -- longhaul sweep SPEC runs=s3://bucket/runs[/bold]
+
+    Every trial is a run, SWEEP-001 and on: status, evaluate, report and recommend work on it. The
+    same command goes on with a sweep that stopped (exit code 75), and tries again what failed.
+    Results are kept in RUNS/SWEEP.
+    """
+    from rich.console import Console
+
+    from cluster.sweep.outcome import check_record, outcomes, unfinished
+    from cluster.sweep.plan import plan
+    from cluster.sweep.report import table_of_trials, write_picture
+    from cluster.sweep.spec import load_sweep_spec
+    from pipeline.progress import bar
+
+    planned = plan(load_sweep_spec(spec), overrides or [])
+    if dry_run:
+        check_record(planned)
+        found = outcomes(planned)
+    else:
+        from cluster.sweep.search import search
+
+        with bar(f"sweep {planned.name}") as progress:
+            found = search(planned, progress)
+    picture = None if dry_run else write_picture(planned, found)
+    if as_json:
+        document = {"sweep": planned.url, "metric": planned.metric, "picture": picture}
+        print_json({**document, "trials": [one.as_document() for one in found]})
+    else:
+        Console().print(table_of_trials(planned, found))
+        if picture is not None:
+            typer.echo(picture)
+    if dry_run:
+        return
+    if left := unfinished(found):
+        typer.echo(
+            f"sweep {planned.name} is not through, {len(left)} of {len(found)} trials are left: "
+            "the same command goes on",
+            err=True,
+        )
+        raise typer.Exit(PREEMPTED_EXIT)
+    _check_success(planned, found)
+
+
+def _check_success(planned: "Sweep", found: "list[Outcome]") -> None:
+    from cluster.sweep.outcome import SUCCEEDED
+
+    if not any(one.state in SUCCEEDED for one in found):
+        raise LonghaulError(
+            f"no trial of sweep {planned.name} succeeded; {found[0].run} failed: {found[0].reason}"
+        )

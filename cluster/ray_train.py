@@ -7,7 +7,6 @@ and tells of a coming preemption; each restart finds the newest checkpoint by it
 
 import contextlib
 import os
-import sys
 import threading
 import time
 import uuid
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline import storage
+from cluster.ray_cluster import check_resources, ray_cluster, resources_of_worker, wants_gpus
 from pipeline.config import Recipe, parse_recipe
 from pipeline.errors import LonghaulError
 from pipeline.progress import Bar
@@ -27,45 +26,30 @@ from pipeline.world import World, pick_device, stop_signals_call, use_threads
 _SECONDS_BETWEEN_POLLS = 2.0  # asking costs a round trip of all workers, 2.7 ms between two
 
 
-def inside_cluster() -> bool:
-    """Whether this process was told of a running Ray cluster, as a submitted job is."""
-    return "RAY_ADDRESS" in os.environ
-
-
 def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
     """Train with ``placement.workers`` Ray workers; how the run stands when they are through.
 
     Raises LonghaulError where the workers were lost more often than ``placement.max_failures``.
     """
-    # Ray reports its own usage and changes each worker's folder unless told not to.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # Ray looks every 20 seconds which nodes there are. A group that it wants to start before, it
     # takes for one of all nodes, also those just lost, and waits a minute for them.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")
-    import pyarrow.fs
-    import ray
+    with ray_cluster() as own_cluster:
+        return _train(recipe, bar, own_cluster)
+
+
+def _train(recipe: Recipe, bar: Bar | None, own_cluster: bool) -> RunState:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from cluster.process_group import NodeTorchConfig
 
     placement = recipe.placement
-    started_here = not ray.is_initialized()
-    own_cluster = started_here and not inside_cluster()
-    if started_here:
-        address = "local" if own_cluster else "auto"
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    use_gpu = placement.device == "cuda" or (
-        placement.device == "auto"
-        and ray.cluster_resources().get("GPU", 0) >= placement.least_workers
-    )
-    threads = placement.threads or 1
-    each = {"CPU": threads} | ({"GPU": 1} if use_gpu else {})
+    use_gpu = wants_gpus(placement)
+    each = resources_of_worker(placement, use_gpu)
     need = {kind: count * placement.least_workers for kind, count in each.items()}
-    _check_resources(need, ray.cluster_resources(), own_cluster)
+    check_resources(need, own_cluster)
     before = read_state(recipe.run_url)
-    fs, path = storage.filesystem(storage.join(recipe.run_url, "launch", "ray"))
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"recipe": recipe.model_dump(mode="json"), "use_gpu": use_gpu},
@@ -77,8 +61,8 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
         run_config=RunConfig(
             # A name of its own each time: a known one would make Ray resume by its own registry.
             name=f"{recipe.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=path,
-            storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+            storage_path="/longhaul",
+            storage_filesystem=_nowhere(),
             failure_config=FailureConfig(max_failures=placement.max_failures),
         ),
         torch_config=NodeTorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
@@ -89,8 +73,6 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
             trainer.fit()
         except Exception as error:
             problem = error
-    if started_here:
-        ray.shutdown()
     stands = read_state(recipe.run_url)
     if stands is None or (problem is not None and stands.state in ("running", "failed")):
         lines = str(problem).strip().splitlines() or ["no worker started"]
@@ -102,22 +84,16 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
     return stands
 
 
-def _check_resources(need: dict[str, int], have: dict[str, float], own_cluster: bool) -> None:
-    """Ray waits for resources without a word and without end: say so, or refuse what cannot come.
+def _nowhere() -> Any:
+    """A store for Ray, which wants one, in the memory of each process.
 
-    Raises LonghaulError where this machine is all there is and ``need`` is more than it has.
+    Nothing is registered with Ray, so there is nothing to keep. In the run's bucket its first
+    writes would be the only ones that an outage of the bucket is not waited out for.
     """
-    short = [
-        f"{count} {kind}s where there are {have.get(kind, 0):.0f}"
-        for kind, count in need.items()
-        if count > have.get(kind, 0)
-    ]
-    if not short:
-        return
-    told = f"the workers want {' and '.join(short)}"
-    if own_cluster:
-        raise LonghaulError(f"{told}: lower placement.workers or placement.threads on this machine")
-    print(f"warning: {told}; waiting for nodes to join the Ray cluster", file=sys.stderr)
+    import fsspec
+    import pyarrow.fs
+
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem("memory")))
 
 
 class _RayWorld(World):

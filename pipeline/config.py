@@ -280,6 +280,12 @@ def load_recipe(url: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises LonghaulError naming the key, where it stands and the nearest valid name.
     """
+    where = f"{url} with {' '.join(overrides)}" if overrides else url
+    return parse_recipe(read_document(url, overrides), where)
+
+
+def read_document(url: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe at ``url`` with overrides, before any key is checked."""
     document = read_yaml(url)
     if not isinstance(document, dict):
         raise LonghaulError(f"{url} is no recipe: a mapping of keys to values is expected")
@@ -288,11 +294,10 @@ def load_recipe(url: str, overrides: Sequence[str] = ()) -> Recipe:
         if not separator or not key:
             raise LonghaulError(f"override {override!r} is not of the form key=value")
         try:
-            _assign(document, key, yaml.safe_load(text))
+            assign(document, key, yaml.safe_load(text))
         except yaml.YAMLError as error:
             raise LonghaulError(f"override {override!r}: the value is not valid YAML") from error
-    where = f"{url} with {' '.join(overrides)}" if overrides else url
-    return parse_recipe(document, where)
+    return document
 
 
 def read_yaml(url: str) -> Any:
@@ -311,7 +316,8 @@ def parse_recipe(document: dict[str, Any], where: str) -> Recipe:
         raise LonghaulError(f"{where}: {tell(error, Recipe, document)}") from error
 
 
-def _assign(document: dict[str, Any], key: str, value: Any) -> None:
+def assign(document: dict[str, Any], key: str, value: Any) -> None:
+    """Set the dotted ``key`` of a recipe."""
     *path, last = key.split(".")
     node = document
     for part in path:
@@ -348,11 +354,15 @@ def tell(error: ValidationError, schema: type[BaseModel], document: Any) -> str:
 
 def _schema_at(schema: type[BaseModel], path: Sequence[str], document: Any) -> type[BaseModel]:
     """The class that declares the keys at ``path``; the model's class depends on its name."""
-    for part in path:
+    parts = iter(path)
+    for part in parts:
         document = document.get(part) if isinstance(document, dict) else None
         if part not in schema.model_fields:
             break
         annotation: Any = schema.model_fields[part].annotation
+        if typing.get_origin(annotation) is dict:  # of names that the user chose
+            annotation = typing.get_args(annotation)[1]
+            next(parts, None)
         if typing.get_origin(annotation) in (typing.Union, types.UnionType):
             annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
         if annotation is ModelConfig and isinstance(document, dict):

@@ -15,7 +15,7 @@ from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.of_run import Evaluation, evaluations_in
 from pipeline.train.forecast import Forecast
-from pipeline.train.run import load_config, metrics_files, read_metrics, read_state
+from pipeline.train.run import load_config, metrics_of, read_state
 from pipeline.train.standing import Standing
 
 _SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr")
@@ -190,18 +190,12 @@ def picture_of(recipe: Recipe) -> bytes:
 
 @dataclass(frozen=True)
 class _Records:
-    """The metrics of all attempts; what a later attempt trained again overrules."""
-
     trained: list[dict[str, Any]]
     validated: list[dict[str, Any]]
 
 
 def _records(recipe: Recipe) -> _Records:
-    kept: list[dict[str, Any]] = []
-    for file in metrics_files(recipe.run_url):
-        attempt = read_metrics(file)
-        if attempt:
-            kept = [r for r in kept if r["step"] < attempt[0]["step"]] + attempt
+    kept = metrics_of(recipe.run_url)
     trained = [record for record in kept if "loss" in record]
     if not trained:
         raise LonghaulError(

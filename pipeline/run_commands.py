@@ -38,11 +38,20 @@ def stop(run: Run) -> None:
 
     [bold]longhaul stop s3://bucket/runs/lrurec[/bold]
 
-    It does so within seconds, and is then preempted: training or launching it again goes on.
+    It does so within seconds, and is then preempted: training or launching it again goes on. A
+    sweep, by its folder, stops all its runs.
     """
+    from pipeline import storage
     from pipeline.train.run import read_state, request_stop
 
     stands = read_state(run)
+    sweep = storage.join(storage.absolute(run), "sweep.json")
+    if stands is None and storage.exists(sweep):
+        if (state := storage.read_json(sweep)["state"]) != "running":
+            raise LonghaulError(f"sweep {run} is not running: {state}")
+        request_stop(run)
+        typer.echo(f"asked to stop: {run}")
+        return
     if stands is None:
         raise LonghaulError(f"no run at {run}: state.json is missing")
     if stands.state != "running":

@@ -35,6 +35,7 @@ from pipeline.train.run import (
     StopFile,
     open_run,
     record_attempt,
+    stop_reason,
     write_state,
 )
 from pipeline.train.saving import Saver
@@ -172,7 +173,8 @@ class Training:
             if plan.stop:
                 self._save()
                 self.saver.finish()
-                return self._tell("preempted", "asked to stop")
+                reason = self.world.on_rank_zero(lambda: stop_reason(self.recipe.run_url))
+                return self._tell("preempted", reason)
             if self.state.step in self.state.skipped:
                 self._pass_over(plan)
             else:

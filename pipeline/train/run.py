@@ -37,6 +37,7 @@ _RECORDED = (
     "TORCH_",
 )
 _SECONDS_BETWEEN_LOOKS = 5.0
+_ASKED = "asked to stop"
 
 LAUNCHED = "LONGHAUL_LAUNCHED"  # set where a launcher starts the run, and starts it anew
 
@@ -66,7 +67,7 @@ def open_run(recipe: Recipe) -> int:
     if storage.exists(config):
         kept = load_config(url)
         if kept.hash() != recipe.hash():
-            changes = "; ".join(_differences(kept.identity(), recipe.identity()))
+            changes = "; ".join(differences(kept.identity(), recipe.identity()))
             raise LonghaulError(
                 f"run {recipe.name} at {url} was begun with another recipe ({changes}): "
                 "choose another name, or restore the recipe"
@@ -105,12 +106,14 @@ def record_attempt(recipe: Recipe, attempt: int, world_size: int, data: str) -> 
     storage.write_json(url, document)
 
 
-def request_stop(run_url: str, lasting: bool = False) -> None:
+def request_stop(run_url: str, lasting: bool = False, reason: str = _ASKED) -> None:
     """Ask the run to save and leave, wherever it runs. Starting it again withdraws the request.
 
     lasting: what a launcher starts anew by itself is not begun either, until it is launched again.
+    reason: what the run will then say.
     """
-    storage.write_json(_stop_url(run_url), {"stop": True, "lasting": lasting})
+    document = {"stop": True, "lasting": lasting, "reason": reason}
+    storage.write_json(_stop_url(run_url), document)
 
 
 def stop_lasts(run_url: str) -> bool:
@@ -122,6 +125,12 @@ def stop_lasts(run_url: str) -> bool:
 def stop_requested(run_url: str) -> bool:
     """Whether somebody asked."""
     return storage.exists(_stop_url(run_url))
+
+
+def stop_reason(run_url: str) -> str:
+    """Why the run stops: what the request says, or only that a signal asked."""
+    url = _stop_url(run_url)
+    return str(storage.read_json(url).get("reason", _ASKED)) if storage.exists(url) else _ASKED
 
 
 def withdraw_stop(run_url: str) -> None:
@@ -180,6 +189,16 @@ def read_metrics(url: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in storage.read_bytes(url).splitlines()]
 
 
+def metrics_of(run_url: str) -> list[dict[str, Any]]:
+    """The metrics of all attempts; what a later attempt trained again overrules."""
+    kept: list[dict[str, Any]] = []
+    for file in metrics_files(run_url):
+        attempt = read_metrics(file)
+        if attempt:
+            kept = [r for r in kept if r["step"] < attempt[0]["step"]] + attempt
+    return kept
+
+
 def write_state(run_url: str, state: RunState) -> None:
     """Tell how the run stands.
 
@@ -231,11 +250,12 @@ def _commit() -> str:
     return said.stdout.strip()
 
 
-def _differences(kept: Any, wanted: Any, path: str = "") -> list[str]:
+def differences(kept: Any, wanted: Any, path: str = "") -> list[str]:
+    """Where two documents differ, key by key, in words."""
     if isinstance(kept, dict) and isinstance(wanted, dict):
         found = []
         for key in sorted(kept.keys() | wanted.keys()):
             inner = f"{path}.{key}" if path else key
-            found += _differences(kept.get(key), wanted.get(key), inner)
+            found += differences(kept.get(key), wanted.get(key), inner)
         return found
     return [] if kept == wanted else [f"{path}: {kept!r} before, {wanted!r} now"]

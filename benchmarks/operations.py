@@ -1,0 +1,273 @@
+"""What running on clusters looks like: transcripts of runs that are hurt and end as they should.
+
+    python -m benchmarks.operations [ray] [slurm] [hosts]
+
+One run is trained undisturbed. It is then trained again through ``ray job submit`` on a cluster of
+three nodes, one of which is lost; on a SLURM of two nodes, through time limits and requeues; and on
+hosts whose network is cut. Each must end in the metrics of the undisturbed one. SLURM and the hosts
+need root.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.report import surroundings, write_result
+from pipeline import storage
+from pipeline.config import Recipe, load_recipe
+from pipeline.train.run import read_state
+from tests.cluster.cut_host import CutHosts
+from tests.cluster.hosts import Hosts
+from tests.cluster.ray_hosts import RayHosts
+from tests.cluster.ray_nodes import RayNodes
+from tests.conftest import prepare_histories, random_histories
+from tests.faulty_s3 import FaultyS3
+from tests.train.runs import ROOT, digests, environment, records
+
+STEPS = 2_000
+_BIN = Path(sys.executable).parent
+
+
+class Transcript:
+    """Commands, what they said, and when (seconds since the start)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lines: list[str] = []
+        self._folder = folder
+        self._began = time.monotonic()
+
+    def note(self, text: str) -> None:
+        """Something that happened beside the commands."""
+        self._add(f"# {text}")
+
+    def run(self, command: str, env: dict[str, str], quiet: bool = False) -> str:
+        """Run a command to its end; its output, which ``quiet`` keeps out of the transcript."""
+        self._add(f"$ {command}")
+        ended = subprocess.run(
+            command, shell=True, env=env, cwd=self._folder, text=True, capture_output=True
+        )
+        said = ended.stdout + ended.stderr
+        if not quiet:
+            self.lines += [line.rstrip() for line in said.strip().splitlines()]
+        if ended.returncode:
+            self._add(f"exit code {ended.returncode}")
+        return ended.stdout
+
+    def start(self, command: str, env: dict[str, str]) -> "subprocess.Popen[str]":
+        """Start a command that ends later."""
+        self._add(f"$ {command} &")
+        return subprocess.Popen(
+            command,
+            shell=True,
+            env=env,
+            cwd=self._folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def end(self, process: "subprocess.Popen[str]", shown: Callable[[str], bool]) -> None:
+        """Wait for it; the lines of its output that are ``shown``."""
+        said, _ = process.communicate()
+        self._add(f"# ended with exit code {process.returncode}, having said:")
+        self.lines += [line.rstrip() for line in said.splitlines() if shown(line)]
+
+    def _add(self, line: str) -> None:
+        print(line, flush=True)
+        self.lines.append(f"[{time.monotonic() - self._began:6.1f}] {line}")
+
+    def block(self) -> list[str]:
+        """The transcript as Markdown."""
+        return ["```", *self.lines, "```"]
+
+
+def prepared(folder: Path) -> tuple[Path, dict[str, str]]:
+    """A recipe on a synthetic log in ``folder``, and the environment of its commands."""
+    env = environment(PATH=f"{_BIN}:{os.environ['PATH']}", COLUMNS="100")
+    for command in (
+        "longhaul synth log --users 2000 --items 500 --events 60000",
+        "longhaul prepare log/events.parquet --output data --timestamp timestamp",
+    ):
+        subprocess.run(shlex.split(command), cwd=folder, env=env, check=True, capture_output=True)
+    changes = [f"train.steps={STEPS}", "train.checkpoint_every=100", "data.lane_tokens=512"]
+    changes += [f"data.path={folder}/data", f"runs={folder}/runs", "train.validation=null"]
+    changes += ["train.precision=fp32", "placement.threads=1"]
+    (folder / "recipe.yaml").write_text(
+        load_recipe(str(ROOT / "configs" / "demo.yaml"), [*changes, "name=run"]).to_yaml()
+    )
+    return folder / "recipe.yaml", env
+
+
+def trained(file: Path, env: dict[str, str], name: str) -> Recipe:
+    """The run ``name`` of the recipe, trained without a disturbance."""
+    command = f"longhaul train {file} name={name} placement.workers=1 placement.launcher=alone"
+    subprocess.run(shlex.split(command), cwd=file.parent, env=env, check=True, capture_output=True)
+    return load_recipe(str(file), [f"name={name}"])
+
+
+def wait_until(done: Callable[[], bool], what: str, seconds: float = 600) -> None:
+    """Return once it is so. Raises TimeoutError where it does not come."""
+    ends = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > ends:
+            raise TimeoutError(what)
+        time.sleep(0.5)
+
+
+def reached(run: Recipe, step: int) -> bool:
+    return any(record["step"] >= step for record in records(run))
+
+
+def judged(transcript: Transcript, run: Recipe, whole: Recipe, env: dict[str, str]) -> list[str]:
+    """The metrics of both runs, side by side. Raises AssertionError where they differ."""
+    found = []
+    for one in (whole, run):
+        said = transcript.run(f"longhaul evaluate {one.run_url} --json", env, quiet=True)
+        found.append(json.loads(said)[0]["result"]["metrics"])
+    state = read_state(run.run_url)
+    assert state is not None
+    assert state.state == "done"
+    assert digests(run) == digests(whole), "other segments were trained"
+    lines = [
+        f"{state.attempt} attempts; every step trained the segments that it trains undisturbed.",
+        "",
+        "| metric | undisturbed | this run |",
+        "| --- | ---: | ---: |",
+    ]
+    for name in ("hr@10", "ndcg@10", "mrr"):
+        lines.append(f"| {name} | {found[0][name]:.5f} | {found[1][name]:.5f} |")
+        assert abs(found[0][name] - found[1][name]) < 2e-3, name
+    return lines
+
+
+def on_ray(file: Path, env: dict[str, str], whole: Recipe) -> list[str]:
+    """A job on three nodes, one of which is lost while it trains."""
+    nodes = RayNodes(port=26779, dashboard=28365)
+    try:
+        for name in ("a", "b", "c"):
+            nodes.add(name)
+        env = env | nodes.env | {"PATH": env["PATH"]}
+        run = load_recipe(str(file), ["name=on-ray"])
+        transcript = Transcript(ROOT)
+        transcript.run("ray status", env)
+        job = transcript.start(
+            "ray job submit --submission-id on-ray --working-dir . -- "
+            f"longhaul train {file} name=on-ray placement.workers=[1,3]",
+            env,
+        )
+        wait_until(lambda: reached(run, STEPS // 3), "a third of the steps")
+        transcript.run(f"longhaul status {run.run_url}", env)
+        nodes.lose("c")
+        transcript.note("node c is gone, with the worker on it")
+        transcript.end(job, lambda line: "step" in line or "Job" in line or "succeeded" in line)
+        transcript.run(f"longhaul status {run.run_url}", env)
+        return [*judged(transcript, run, whole, env), "", *transcript.block()]
+    finally:
+        nodes.stop()
+
+
+def on_slurm(file: Path, env: dict[str, str], whole: Recipe) -> list[str]:
+    """A job that runs into its time limit, is requeued, and goes on."""
+    script, folder = ROOT / "cluster" / "slurm" / "local_cluster.sh", file.parent / "slurm"
+    transcript = Transcript(file.parent)
+    transcript.run(f"{script} start {folder}", env, quiet=True)
+    try:
+        env = env | {"SLURM_CONF": f"{folder}/slurm.conf"}
+        spec = {
+            "nodes": 2,
+            "time_limit": "2m",
+            "slurm": {
+                "shared_nodes": True,
+                "warn_before": "70s",
+                "setup": [f"export PATH={_BIN}:$PATH PYTHONPATH={ROOT}"],
+            },
+        }
+        (file.parent / "slurm.yaml").write_text(json.dumps(spec))
+        run = load_recipe(str(file), ["name=on-slurm"])
+        transcript.run("sinfo", env)
+        launch = transcript.start(
+            f"longhaul launch slurm {file} --cluster slurm.yaml --wait name=on-slurm", env
+        )
+        wait_until(lambda: reached(run, 1), "the first step")
+        transcript.run("squeue --format='%.6i %.12j %.10T %.10M %.10l %R'", env)
+
+        def preempted() -> bool:
+            state = read_state(run.run_url)
+            return state is not None and state.state == "preempted"
+
+        wait_until(preempted, "the warning before the limit")
+        transcript.run(f"longhaul status {run.run_url}", env)
+        transcript.run("squeue --format='%.6i %.12j %.10T %.20S %R'", env)
+        transcript.end(launch, bool)
+        transcript.run(f"longhaul status {run.run_url}", env)
+        return [*judged(transcript, run, whole, env), "", *transcript.block()]
+    finally:
+        subprocess.run([script, "stop", folder], check=True, capture_output=True)
+
+
+def on_hosts(file: Path, env: dict[str, str], whole: Recipe) -> list[str]:
+    """Two runs on three hosts that share nothing but a network, on which one is cut off."""
+    folder = file.parent / "hosts"
+    folder.mkdir()
+    lines = [
+        "Hosts are network namespaces, each with a Ray node; data and runs are in a bucket on their "
+        "network. Ray's head asks its nodes every second here. Seconds after the cut:"
+    ]
+    with Hosts(folder, "head", "a", "b") as hosts:
+        server = FaultyS3(hosts.gateway)
+        os.environ |= server.environment
+        storage.filesystem("s3://hosts")[0].mkdir("hosts")
+        dataset = prepare_histories(random_histories(300, 50, seed=1), folder / "set")
+        try:
+            with RayHosts(hosts, "a", "b") as nodes:
+                runs = CutHosts(dataset, folder, nodes, "s3://hosts")
+                for title, act in (("[1, 2]", runs.goes_on), ("2", runs.waits)):
+                    story = act()
+                    assert story.state.state == "done"
+                    assert story.exactly_once
+                    assert not story.overwritten
+                    assert story.equal in ("bits", "rounding")
+                    events = [f"[{when:6.1f}] {what}" for when, what in story.events]
+                    lines += ["", f"`placement.workers: {title}`", "", "```", *events, "```", ""]
+                    lines.append(f"Weights: equal to {story.equal}. Every segment exactly once.")
+                    lines += ["", "| metric | undisturbed | this run |", "| --- | ---: | ---: |"]
+                    for name in ("hr@10", "ndcg@10", "mrr"):
+                        pair = f"{runs.metrics[name]:.5f} | {story.metrics[name]:.5f}"
+                        lines.append(f"| {name} | {pair} |")
+        finally:
+            server.stop()
+    return lines
+
+
+PARTS = {
+    "ray": ("`ray job submit` on three nodes, one of them lost", on_ray),
+    "slurm": ("SLURM: time limit, requeue, resume", on_slurm),
+    "hosts": ("Three hosts: a link cut, resume", on_hosts),
+}
+
+
+def main() -> None:
+    """Run the parts and write a dated result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
+    wanted = parser.parse_args().parts or list(PARTS)
+    with tempfile.TemporaryDirectory() as made:
+        file, env = prepared(Path(made))
+        whole = trained(file, env, "whole")
+        lines = ["# Operations", "", *surroundings(threads=2), ""]
+        lines.append(f"`python -m benchmarks.operations {' '.join(wanted)}`: {STEPS:,} steps.")
+        for part in wanted:
+            title, act = PARTS[part]
+            lines += ["", f"## {title}", "", *act(file, env, whole)]
+    write_result("operations", lines)
+
+
+if __name__ == "__main__":
+    main()
