@@ -217,8 +217,8 @@ def on_hosts(file: Path, env: dict[str, str], whole: Recipe) -> list[str]:
     folder = file.parent / "hosts"
     folder.mkdir()
     lines = [
-        "Hosts are network namespaces, each with a Ray node; data and runs are in a bucket on their "
-        "network. Ray's head asks its nodes every second here. Seconds after the cut:"
+        "Hosts are network namespaces, each with a Ray node; data and runs are in a bucket on "
+        "their network. Ray's head asks its nodes every second here. Seconds after the cut:"
     ]
     with Hosts(folder, "head", "a", "b") as hosts:
         server = FaultyS3(hosts.gateway)

@@ -42,7 +42,7 @@ class RayHosts(RayNodes):
         self.hosts = hosts
         self._folder = tempfile.mkdtemp(prefix="lh-")  # sockets need a short path
         self._events = Path(self._folder, "events")
-        super().__init__(port=6379, ip=hosts.addresses["head"], **_CHECKS)
+        super().__init__(port=6379, ip=hosts.addresses["head"], env=_CHECKS)
         with self._events.open("w") as events:
             self._watch = subprocess.Popen(
                 self.on("head", [sys.executable, "-c", _WATCH]), env=self.env, stdout=events

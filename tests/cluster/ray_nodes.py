@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -28,11 +30,11 @@ class RayNodes:
         head_cpus: int = 0,
         dashboard: int | None = None,
         ip: str = "127.0.0.1",
-        **env: str,
+        env: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._port = port
         self.address = f"{ip}:{port}"
-        self.env = environment(RAY_AUTH_MODE="disabled", RAY_ADDRESS=self.address, **env)
+        self.env = environment(RAY_AUTH_MODE="disabled", RAY_ADDRESS=self.address) | dict(env)
         self.env |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
         self.env |= {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
