@@ -1,6 +1,7 @@
 """The Ray cluster around this process, or one of this machine alone; what a worker takes of it."""
 
 import os
+import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +21,16 @@ def ray_cluster() -> Iterator[bool]:
     # Ray reports its own usage and changes each worker's folder unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    own = not inside_cluster()
+    if own and "ray" not in sys.modules:  # which reads these when it is loaded
+        # Ray's ports are open to the network, and whoever reaches them can run any code.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     if ray.is_initialized():
         yield False
         return
-    own = not inside_cluster()
     ray.init(address="local" if own else "auto", log_to_driver=False, logging_level="ERROR")
     try:
         yield own

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.manifest import Dataset
@@ -53,6 +54,7 @@ def test_two_workers_compute_what_one_does_and_survive_a_kill(
         text=True,
     )
     wait_for_step(process, killed, 10)
+    assert_closed_to_others(process.pid)
     workers_below(process.pid)[0].kill()
     said, told = process.communicate(timeout=200)
     assert process.returncode == 0, told
@@ -63,6 +65,31 @@ def test_two_workers_compute_what_one_does_and_survive_a_kill(
     assert digests(killed) == digests(alone)
     # 120 steps of rounding apart; the order of the sum over two ranks differs.
     assert_close(final_tensors(alone), final_tensors(killed), atol=1e-3)
+
+
+def listening(driver: int, program: str) -> list[tuple[str, int]]:
+    """Where a program of the driver's Ray takes connections."""
+    return [
+        (found.laddr.ip, found.laddr.port)
+        for process in psutil.Process(driver).children(recursive=True)
+        if any(word.endswith(program) for word in process.cmdline())
+        for found in process.net_connections("tcp")
+        if found.status == psutil.CONN_LISTEN
+    ]
+
+
+def assert_closed_to_others(driver: int) -> None:
+    """The Ray that a driver started for itself lets nobody in who has not its token."""
+    assert {ip for ip, _ in listening(driver, "dashboard/dashboard.py")} <= {"127.0.0.1"}
+    ((_, port),) = listening(driver, "gcs/gcs_server")
+    said = subprocess.run(
+        [RAY, "status", f"--address=127.0.0.1:{port}"],
+        env=environment(RAY_AUTH_MODE="disabled"),
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode != 0
+    assert "token is missing or incorrect" in said.stdout + said.stderr
 
 
 @pytest.fixture
