@@ -42,7 +42,9 @@ class RayNodes:
         if dashboard is None:
             head.append("--include-dashboard=false")
         else:
-            head.append(f"--dashboard-port={dashboard}")
+            head += [f"--dashboard-port={dashboard}"]
+            # The default is one for the machine, and other clusters may have it.
+            head += [f"--dashboard-agent-listen-port={dashboard + 1}"]
             self.env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
         self._start("head", head_cpus, head)
         if dashboard is not None:

