@@ -7,6 +7,7 @@ and tells of a coming preemption; each restart finds the newest checkpoint by it
 
 import contextlib
 import os
+import sys
 import threading
 import time
 import uuid
@@ -34,11 +35,31 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
     # Ray looks every 20 seconds which nodes there are. A group that it wants to start before, it
     # takes for one of all nodes, also those just lost, and waits a minute for them.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")
-    with ray_cluster() as own_cluster:
-        return _train(recipe, bar, own_cluster)
+    before = read_state(recipe.run_url)
+    with _following(recipe, before, bar), _passing_signals_on(recipe):
+        for left in range(recipe.placement.max_failures, -1, -1):
+            # Connecting anew ends what is left of an attempt, whose workers would keep their place.
+            with ray_cluster() as own_cluster:
+                problem = _fit(recipe, own_cluster)
+            from ray.train import ControllerError
+
+            # Ray tries again where workers are lost that train, but not where some are lost while
+            # they start, as with a node that falls silent then.
+            if not isinstance(problem, ControllerError) or not left:
+                break
+            print(f"warning: {_last_line(problem)}; starting workers again", file=sys.stderr)
+    stands = read_state(recipe.run_url)
+    if stands is None or (problem is not None and stands.state in ("running", "failed")):
+        reason = f"Ray gave the run up: {_last_line(problem)}"
+        if stands is not None:
+            failed = stands.model_copy(update={"state": "failed", "reason": reason})
+            write_state(recipe.run_url, failed)
+        raise LonghaulError(f"run {recipe.name}: {reason}") from problem
+    return stands
 
 
-def _train(recipe: Recipe, bar: Bar | None, own_cluster: bool) -> RunState:
+def _fit(recipe: Recipe, own_cluster: bool) -> Exception | None:
+    """Train with Ray once; what it failed with."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -49,7 +70,6 @@ def _train(recipe: Recipe, bar: Bar | None, own_cluster: bool) -> RunState:
     each = resources_of_worker(placement, use_gpu)
     need = {kind: count * placement.least_workers for kind, count in each.items()}
     check_resources(need, own_cluster)
-    before = read_state(recipe.run_url)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"recipe": recipe.model_dump(mode="json"), "use_gpu": use_gpu},
@@ -67,21 +87,16 @@ def _train(recipe: Recipe, bar: Bar | None, own_cluster: bool) -> RunState:
         ),
         torch_config=NodeTorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
     )
-    problem: Exception | None = None
-    with _following(recipe, before, bar), _passing_signals_on(recipe):
-        try:
-            trainer.fit()
-        except Exception as error:
-            problem = error
-    stands = read_state(recipe.run_url)
-    if stands is None or (problem is not None and stands.state in ("running", "failed")):
-        lines = str(problem).strip().splitlines() or ["no worker started"]
-        reason = f"Ray gave the run up: {lines[-1]}"
-        if stands is not None:
-            failed = stands.model_copy(update={"state": "failed", "reason": reason})
-            write_state(recipe.run_url, failed)
-        raise LonghaulError(f"run {recipe.name}: {reason}") from problem
-    return stands
+    try:
+        trainer.fit()
+    except Exception as error:
+        return error
+    return None
+
+
+def _last_line(problem: Exception | None) -> str:
+    lines = str(problem or "").strip().splitlines()
+    return lines[-1] if lines else "no worker started"
 
 
 def _nowhere() -> Any:

@@ -178,6 +178,27 @@ def test_more_workers_than_the_machine_has_cores_are_refused(
     assert not Path(wide.run_url).exists()
 
 
+def test_workers_that_cannot_start_are_tried_again(small_set: Dataset, tmp_path: Path) -> None:
+    """Ray itself gives up at once where the process group does not come about."""
+    apart = recipe(
+        small_set,
+        tmp_path,
+        train__engine="deepspeed",
+        placement={"workers": 2, "launcher": "ray", "threads": 1, "max_failures": 1},
+    )
+    said = subprocess.run(
+        command(write(apart, tmp_path)),
+        env=environment(GLOO_SOCKET_IFNAME="absent"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert said.returncode == 1
+    assert said.stderr.count("; starting workers again") == 1
+    assert "Ray gave the run up: " in said.stderr
+
+
 def test_a_permanent_error_ends_the_run_without_retries(small_set: Dataset, tmp_path: Path) -> None:
     shard_less = on_ray(
         small_set, tmp_path, "wrong", data__path=str(tmp_path / "nothing"), train__steps=4
