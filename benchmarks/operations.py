@@ -96,7 +96,12 @@ def prepared(folder: Path) -> tuple[Path, dict[str, str]]:
         "longhaul prepare log/events.parquet --output data --timestamp timestamp",
     ):
         subprocess.run(shlex.split(command), cwd=folder, env=env, check=True, capture_output=True)
-    changes = [f"train.steps={STEPS}", "train.checkpoint_every=100", "data.lane_tokens=512"]
+    changes = [
+        f"train.steps={STEPS}",
+        "train.checkpoint_every=100",
+        "data.lane_tokens=512",
+        "data.lanes=3",
+    ]
     changes += [f"data.path={folder}/data", f"runs={folder}/runs", "train.validation=null"]
     changes += ["train.precision=fp32", "placement.threads=1"]
     (folder / "recipe.yaml").write_text(
