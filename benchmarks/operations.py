@@ -185,10 +185,10 @@ def on_slurm(file: Path, env: dict[str, str], whole: Recipe) -> list[str]:
         env = env | {"SLURM_CONF": f"{folder}/slurm.conf"}
         spec = {
             "nodes": 2,
-            "time_limit": "3m",
+            "time_limit": "4m",
             "slurm": {
                 "shared_nodes": True,
-                "warn_before": "60s",
+                "warn_before": "100s",
                 "setup": [f"export PATH={_BIN}:$PATH PYTHONPATH={ROOT}"],
             },
         }
