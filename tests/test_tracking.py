@@ -1,7 +1,6 @@
 """Metrics reach the run's own file and W&B: its offline log is read back, its server is ours."""
 
 import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,34 +21,8 @@ from pipeline.tracking.metrics_file import MetricsFile
 from pipeline.train import node_load
 from pipeline.train.trained import load_trained
 from tests.train.runs import recipe, records, train_here
+from tests.wandb_logs import of_kind, offline_logs, records_in
 from tests.wandb_server import WandbServer
-
-
-def offline_logs(folder: Path) -> list[list[Record]]:
-    """The records of each offline run below ``folder``, in the order they began."""
-    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
-    return [list(records_in(file.read_bytes())) for file in files]
-
-
-def records_in(content: bytes) -> Iterator[Record]:
-    """The records of a ``.wandb`` file: LevelDB log blocks of 32 KiB behind a 7-byte header."""
-    assert content[:4] == b":W&B"
-    place, parts = 7, b""
-    while place + 7 <= len(content):
-        room = 32768 - place % 32768
-        if room < 7:
-            place += room
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, place)
-        parts += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield Record.FromString(parts)
-            parts = b""
-
-
-def of_kind(log: list[Record], kind: str) -> list[Any]:
-    return [getattr(record, kind) for record in log if record.HasField(kind)]
 
 
 def rows(log: list[Record]) -> list[dict[str, Any]]:

@@ -24,8 +24,8 @@ from pipeline.train.standing import standings
 from tests.cluster.ray_nodes import RAY, RayNodes
 from tests.cluster.sweeps import LR, planned, spec
 from tests.conftest import prepare_histories
-from tests.test_tracking import wandb_records
 from tests.train.runs import ROOT, environment, steps_in
+from tests.wandb_logs import of_kind, offline_logs
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -157,13 +157,11 @@ def test_a_trial_that_fails_does_not_end_the_sweep(
     assert json.loads((tmp_path / "runs" / "found" / "sweep.json").read_text())["state"] == "done"
     assert (tmp_path / "runs" / "found" / "sweep.png").read_bytes().startswith(b"\x89PNG")
     # W&B has both, in one group.
-    headers = [
-        record.run
-        for file in tmp_path.glob("wandb/offline-run-*/*.wandb")
-        for record in wandb_records(file)
-        if record.HasField("run")
+    logs = [
+        log for name in ("found-001", "found-002") for log in offline_logs(tmp_path / "runs" / name)
     ]
-    assert {header.run_id for header in headers} == {"found-001", "found-002"}
+    headers = [header for log in logs for header in of_kind(log, "run")]
+    assert {header.display_name for header in headers} == {"found-001", "found-002"}
     assert {(header.run_group, tuple(header.tags)) for header in headers} == {("found", ("sweep",))}
 
 
