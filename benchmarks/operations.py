@@ -31,7 +31,7 @@ from tests.conftest import prepare_histories, random_histories
 from tests.faulty_s3 import FaultyS3
 from tests.train.runs import ROOT, digests, environment, records
 
-STEPS = 2_000
+STEPS = 4_000
 _BIN = Path(sys.executable).parent
 
 

@@ -36,10 +36,11 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
     # takes for one of all nodes, also those just lost, and waits a minute for them.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")
     before = read_state(recipe.run_url)
-    with _following(recipe, before, bar), _passing_signals_on(recipe):
+    with _following(recipe, before, bar):
         for left in range(recipe.placement.max_failures, -1, -1):
             # Connecting anew ends what is left of an attempt, whose workers would keep their place.
-            with ray_cluster() as own_cluster:
+            # Ray takes the signals when it is connected to, so ours come after.
+            with ray_cluster() as own_cluster, _passing_signals_on(recipe):
                 problem = _fit(recipe, own_cluster)
             from ray.train import ControllerError
 

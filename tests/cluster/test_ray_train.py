@@ -1,6 +1,7 @@
 """Training on real Ray clusters on this machine: workers lost, nodes drained, jobs submitted."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from tests.train.runs import (
     environment,
     final_tensors,
     recipe,
+    steps_in,
     train_here,
     wait_for_step,
     write,
@@ -177,6 +179,20 @@ def test_more_workers_than_the_machine_has_cores_are_refused(
     assert "error: the workers want 1000 CPUs where there are" in said.stderr
     assert "lower placement.workers" in said.stderr
     assert not Path(wide.run_url).exists()
+
+
+def test_a_signal_to_the_driver_saves_and_leaves(small_set: Dataset, tmp_path: Path) -> None:
+    asked = on_ray(small_set, tmp_path, "asked", train__steps=100_000, train__checkpoint_every=1000)
+    process = subprocess.Popen(
+        command(write(asked, tmp_path)), env=environment(), cwd=tmp_path, stderr=subprocess.PIPE
+    )
+    wait_for_step(process, asked, 10)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 75, told
+    state = read_state(asked.run_url)
+    assert state is not None
+    assert (state.state, steps_in(asked.run_url)[-1]) == ("preempted", state.step)
 
 
 def test_workers_that_cannot_start_are_tried_again(small_set: Dataset, tmp_path: Path) -> None:
