@@ -1,6 +1,6 @@
 """What running on clusters looks like: transcripts of runs that are hurt and end as they should.
 
-    python -m benchmarks.operations [ray] [slurm] [hosts]
+    python -m benchmarks.operations [--only ray slurm hosts]
 
 One run is trained undisturbed. It is then trained again through ``ray job submit`` on a cluster of
 three nodes, one of which is lost; on a SLURM of two nodes, through time limits and requeues; and on
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 from benchmarks.report import surroundings, write_result
@@ -29,9 +30,10 @@ from tests.cluster.ray_hosts import RayHosts
 from tests.cluster.ray_nodes import RayNodes
 from tests.conftest import prepare_histories, random_histories
 from tests.faulty_s3 import FaultyS3
-from tests.train.runs import ROOT, digests, environment, records
+from tests.train.runs import ROOT, digests, environment, wait_for_step, wait_until
 
 STEPS = 4_000
+METRICS = ("hr@10", "ndcg@10", "mrr")
 _BIN = Path(sys.executable).parent
 
 
@@ -88,101 +90,93 @@ class Transcript:
         return ["```", *self.lines, "```"]
 
 
-def prepared(folder: Path) -> tuple[Path, dict[str, str]]:
-    """A recipe on a synthetic log in ``folder``, and the environment of its commands."""
-    env = environment(PATH=f"{_BIN}:{os.environ['PATH']}", COLUMNS="100")
-    for command in (
-        "longhaul synth log --users 2000 --items 500 --events 60000",
-        "longhaul prepare log/events.parquet --output data --timestamp timestamp",
-    ):
-        subprocess.run(shlex.split(command), cwd=folder, env=env, check=True, capture_output=True)
-    changes = [
-        f"train.steps={STEPS}",
-        "train.checkpoint_every=100",
-        "data.lane_tokens=512",
-        "data.lanes=3",
-    ]
-    changes += [f"data.path={folder}/data", f"runs={folder}/runs", "train.validation=null"]
-    changes += ["train.precision=fp32", "placement.threads=1"]
-    (folder / "recipe.yaml").write_text(
-        load_recipe(str(ROOT / "configs" / "demo.yaml"), [*changes, "name=run"]).to_yaml()
-    )
-    return folder / "recipe.yaml", env
+class Undisturbed:
+    """A recipe on a synthetic log in ``folder``, and the run of it that nothing hurts.
+
+    file: the recipe's. env: the environment of commands. run: trained when it is asked for first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "recipe.yaml"
+        self.env = environment(PATH=f"{_BIN}:{os.environ['PATH']}", COLUMNS="100")
+
+    @cached_property
+    def run(self) -> Recipe:
+        self._do("longhaul synth log --users 2000 --items 500 --events 60000")
+        self._do("longhaul prepare log/events.parquet --output data --timestamp timestamp")
+        changes = [
+            *("name=whole", f"data.path={self.folder}/data", f"runs={self.folder}/runs"),
+            *(f"train.steps={STEPS}", "train.checkpoint_every=100", "train.validation=null"),
+            *("data.lanes=3", "data.lane_tokens=512"),
+            *("train.precision=fp32", "placement.threads=1"),
+        ]
+        wanted = load_recipe(str(ROOT / "configs" / "demo.yaml"), changes)
+        self.file.write_text(wanted.to_yaml())
+        self._do(f"longhaul train {self.file} placement.workers=1 placement.launcher=alone")
+        return wanted
+
+    def _do(self, command: str) -> None:
+        line = shlex.split(command)
+        subprocess.run(line, cwd=self.folder, env=self.env, check=True, capture_output=True)
 
 
-def trained(file: Path, env: dict[str, str], name: str) -> Recipe:
-    """The run ``name`` of the recipe, trained without a disturbance."""
-    command = f"longhaul train {file} name={name} placement.workers=1 placement.launcher=alone"
-    subprocess.run(shlex.split(command), cwd=file.parent, env=env, check=True, capture_output=True)
-    return load_recipe(str(file), [f"name={name}"])
+def beside(whole: dict[str, float], run: dict[str, float]) -> list[str]:
+    """The metrics of the undisturbed run and of this one, as a table."""
+    rows = [f"| {name} | {whole[name]:.5f} | {run[name]:.5f} |" for name in METRICS]
+    return ["| metric | undisturbed | this run |", "| --- | ---: | ---: |", *rows]
 
 
-def wait_until(done: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    """Return once it is so. Raises AssertionError where the process ends before."""
-    while not done():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.5)
-
-
-def reached(run: Recipe, step: int) -> bool:
-    return any(record["step"] >= step for record in records(run))
-
-
-def judged(transcript: Transcript, run: Recipe, whole: Recipe, env: dict[str, str]) -> list[str]:
+def judged(transcript: Transcript, run: Recipe, whole: Undisturbed) -> list[str]:
     """The metrics of both runs, side by side. Raises AssertionError where they differ."""
     found = []
-    for one in (whole, run):
-        said = transcript.run(f"longhaul evaluate {one.run_url} --json", env, quiet=True)
+    for one in (whole.run, run):
+        said = transcript.run(f"longhaul evaluate {one.run_url} --json", whole.env, quiet=True)
         found.append(json.loads(said)[0]["result"]["metrics"])
     state = read_state(run.run_url)
     assert state is not None
     assert state.state == "done"
-    assert digests(run) == digests(whole), "other segments were trained"
-    lines = [
-        f"{state.attempt} attempts; every step trained the segments that it trains undisturbed.",
-        "",
-        "| metric | undisturbed | this run |",
-        "| --- | ---: | ---: |",
-    ]
-    for name in ("hr@10", "ndcg@10", "mrr"):
-        lines.append(f"| {name} | {found[0][name]:.5f} | {found[1][name]:.5f} |")
+    assert digests(run) == digests(whole.run), "other segments were trained"
+    for name in METRICS:
         assert abs(found[0][name] - found[1][name]) < 2e-3, name
-    return lines
+    told = f"{state.attempt} attempts; every step trained the segments that it trains undisturbed."
+    return [told, "", *beside(*found)]
 
 
-def on_ray(file: Path, env: dict[str, str], whole: Recipe) -> list[str]:
+def on_ray(whole: Undisturbed) -> list[str]:
     """A job on three nodes, one of which is lost while it trains."""
-    nodes = RayNodes(port=26779, dashboard=28365, env=env)
+    run = whole.run.model_copy(update={"name": "on-ray"})
+    nodes = RayNodes(port=26779, dashboard=28365, env=whole.env)
     try:
         for name in ("a", "b", "c"):
             nodes.add(name)
         env = nodes.env
-        run = load_recipe(str(file), ["name=on-ray"])
         transcript = Transcript(ROOT)
         transcript.run("ray status", env)
         job = transcript.start(
             "ray job submit --submission-id on-ray --working-dir . -- "
-            f"longhaul train {file} name=on-ray placement.workers=[1,3]",
+            f"longhaul train {whole.file} name=on-ray placement.workers=[1,3]",
             env,
         )
-        wait_until(lambda: reached(run, STEPS // 3), job)
+        wait_for_step(job, run, STEPS // 3)
         transcript.run(f"longhaul status {run.run_url}", env)
         nodes.lose("c")
         transcript.note("node c is gone, with the worker on it")
         transcript.end(job, lambda line: "step" in line or "Job" in line or "succeeded" in line)
         transcript.run(f"longhaul status {run.run_url}", env)
-        return [*judged(transcript, run, whole, env), "", *transcript.block()]
+        return [*judged(transcript, run, whole), "", *transcript.block()]
     finally:
         nodes.stop()
 
 
-def on_slurm(file: Path, env: dict[str, str], whole: Recipe) -> list[str]:
+def on_slurm(whole: Undisturbed) -> list[str]:
     """A job that runs into its time limit, is requeued, and goes on."""
-    script, folder = ROOT / "cluster" / "slurm" / "local_cluster.sh", file.parent / "slurm"
-    transcript = Transcript(file.parent)
+    run = whole.run.model_copy(update={"name": "on-slurm"})
+    script, folder = ROOT / "cluster" / "slurm" / "local_cluster.sh", whole.folder / "slurm"
+    env = whole.env | {"SLURM_CONF": f"{folder}/slurm.conf"}
+    transcript = Transcript(whole.folder)
     transcript.run(f"{script} start {folder}", env, quiet=True)
     try:
-        env = env | {"SLURM_CONF": f"{folder}/slurm.conf"}
         spec = {
             "nodes": 2,
             "time_limit": "4m",
@@ -192,13 +186,12 @@ def on_slurm(file: Path, env: dict[str, str], whole: Recipe) -> list[str]:
                 "setup": [f"export PATH={_BIN}:$PATH PYTHONPATH={ROOT}"],
             },
         }
-        (file.parent / "slurm.yaml").write_text(json.dumps(spec))
-        run = load_recipe(str(file), ["name=on-slurm"])
+        (whole.folder / "slurm.yaml").write_text(json.dumps(spec))
         transcript.run("sinfo", env)
         launch = transcript.start(
-            f"longhaul launch slurm {file} --cluster slurm.yaml --wait name=on-slurm", env
+            f"longhaul launch slurm {whole.file} --cluster slurm.yaml --wait name=on-slurm", env
         )
-        wait_until(lambda: reached(run, 1), launch)
+        wait_for_step(launch, run, 1)
         transcript.run("squeue --format='%.6i %.12j %.10T %.10M %.10l %R'", env)
 
         def preempted() -> bool:
@@ -210,14 +203,17 @@ def on_slurm(file: Path, env: dict[str, str], whole: Recipe) -> list[str]:
         transcript.run("squeue --format='%.6i %.12j %.10T %.20S %R'", env)
         transcript.end(launch, bool)
         transcript.run(f"longhaul status {run.run_url}", env)
-        return [*judged(transcript, run, whole, env), "", *transcript.block()]
+        return [*judged(transcript, run, whole), "", *transcript.block()]
     finally:
         subprocess.run([script, "stop", folder], check=True, capture_output=True)
 
 
-def on_hosts(file: Path, env: dict[str, str], whole: Recipe) -> list[str]:
-    """Two runs on three hosts that share nothing but a network, on which one is cut off."""
-    folder = file.parent / "hosts"
+def on_hosts(whole: Undisturbed) -> list[str]:
+    """Two runs on three hosts that share nothing but a network, on which one is cut off.
+
+    They have an undisturbed run of their own, in that bucket.
+    """
+    folder = whole.folder / "hosts"
     folder.mkdir()
     lines = [
         "Hosts are network namespaces, each with a Ray node; data and runs are in a bucket on "
@@ -240,10 +236,7 @@ def on_hosts(file: Path, env: dict[str, str], whole: Recipe) -> list[str]:
                     events = [f"[{when:6.1f}] {what}" for when, what in story.events]
                     lines += ["", f"`placement.workers: {title}`", "", "```", *events, "```", ""]
                     lines.append(f"Weights: equal to {story.equal}. Every segment exactly once.")
-                    lines += ["", "| metric | undisturbed | this run |", "| --- | ---: | ---: |"]
-                    for name in ("hr@10", "ndcg@10", "mrr"):
-                        pair = f"{runs.metrics[name]:.5f} | {story.metrics[name]:.5f}"
-                        lines.append(f"| {name} | {pair} |")
+                    lines += ["", *beside(runs.metrics, story.metrics)]
         finally:
             server.stop()
     return lines
@@ -259,16 +252,15 @@ PARTS = {
 def main() -> None:
     """Run the parts and write a dated result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
-    wanted = parser.parse_args().parts or list(PARTS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    wanted = parser.parse_args().only
     with tempfile.TemporaryDirectory() as made:
-        file, env = prepared(Path(made))
-        whole = trained(file, env, "whole")
+        whole = Undisturbed(Path(made))
         lines = ["# Operations", "", *surroundings(threads=2), ""]
-        lines.append(f"`python -m benchmarks.operations {' '.join(wanted)}`: {STEPS:,} steps.")
+        lines.append(f"`python -m benchmarks.operations --only {' '.join(wanted)}`")
         for part in wanted:
             title, act = PARTS[part]
-            lines += ["", f"## {title}", "", *act(file, env, whole)]
+            lines += ["", f"## {title}", "", *act(whole)]
     write_result("operations", lines)
 
 

@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -34,7 +33,7 @@ from pipeline.train.forecast import forecast
 from pipeline.train.run import metrics_url
 from pipeline.world import World, alone
 from tests.cluster.ray_nodes import workers_below
-from tests.train.runs import command, environment, write
+from tests.train.runs import command, environment, wait_until, write
 
 SMALL = 2_000
 TURNS = 2
@@ -93,7 +92,7 @@ def restart(dataset: Dataset, folder: Path, way: str) -> float:
     wanted = recipe(dataset, folder, launcher, launcher=launcher, workers=workers)
     line = command(write(wanted, folder), workers if launcher == "torchrun" else 1)
     process = _start(line, folder)
-    _wait(process, lambda: bool(checkpoint.places_in(wanted.run_url)))
+    wait_until(lambda: bool(checkpoint.places_in(wanted.run_url)), process)
     began = time.time()
     if launcher == "ray":
         workers_below(process.pid)[0].kill()
@@ -101,7 +100,7 @@ def restart(dataset: Dataset, folder: Path, way: str) -> float:
         _end(process)
         process = _start(line, folder)
     second = metrics_url(wanted.run_url, 2)
-    _wait(process, lambda: storage.exists(second))
+    wait_until(lambda: storage.exists(second), process)
     _end(process)
     first_line = storage.read_bytes(second).splitlines()[0]
     shutil.rmtree(wanted.run_url)
@@ -120,13 +119,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(psutil.Error):
             member.kill()
     process.wait()
-
-
-def _wait(process: "subprocess.Popen[bytes]", there: Callable[[], bool]) -> None:
-    while not there():
-        assert process.poll() is None, "the run ended"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.05)
 
 
 class _Clock(World):

@@ -1,8 +1,6 @@
 """The whole chain with data, checkpoints, metrics and results in a bucket."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,22 +11,17 @@ from pipeline.manifest import open_dataset
 from tests.conftest import random_histories
 from tests.train.runs import (
     assert_bit_equal,
-    environment,
     final_tensors,
+    longhaul,
     recipe,
     steps_in,
     train_here,
 )
 
 
-def longhaul(*arguments: str) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+def said(*arguments: str) -> str:
+    """What a command that succeeds prints."""
+    ended = longhaul(*arguments)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -42,20 +35,20 @@ def log(bucket: str) -> str:
 
 
 def test_commands_on_a_bucket(bucket: str, log: str, tmp_path: Path) -> None:
-    assert "120 users" in longhaul("prepare", log, "--output", f"{bucket}/set")
+    assert "120 users" in said("prepare", log, "--output", f"{bucket}/set")
     dataset = open_dataset(f"{bucket}/set")
     wanted = recipe(dataset, f"{bucket}/runs", train__validation={"every": 6})
     file = f"{bucket}/recipe.yaml"
     storage.write_bytes(file, yaml.safe_dump(wanted.model_dump(mode="json")).encode())
-    assert "done at step 12" in longhaul("train", file)
+    assert "done at step 12" in said("train", file)
     assert steps_in(f"{bucket}/runs/run")[-1] == 12
-    results = json.loads(longhaul("evaluate", f"{bucket}/runs/run", "--baselines", "--json"))
+    results = json.loads(said("evaluate", f"{bucket}/runs/run", "--baselines", "--json"))
     assert [r["scorer"] for r in results] == ["lrurec", "popularity", "recent popularity"]
     scored = sum(int((dataset.read(m).lengths() >= 3).sum()) for m in range(len(dataset)))
     assert {r["result"]["users"] for r in results} == {scored}
     assert len(storage.files_below(f"{bucket}/runs/run/eval")) == 3
     rows = json.loads(
-        longhaul(
+        said(
             *("recommend", f"{bucket}/runs/run", "--output", f"{bucket}/few.parquet"),
             *("--user", "3", "--user", "77", "--k", "4", "--json"),
         )
@@ -66,7 +59,7 @@ def test_commands_on_a_bucket(bucket: str, log: str, tmp_path: Path) -> None:
 
 
 def test_a_run_in_a_bucket_resumes_bit_equal(bucket: str, log: str, tmp_path: Path) -> None:
-    longhaul("prepare", log, "--output", f"{bucket}/set")
+    said("prepare", log, "--output", f"{bucket}/set")
     dataset = open_dataset(f"{bucket}/set")
     whole = recipe(dataset, tmp_path, "whole")
     parted = recipe(dataset, f"{bucket}/runs", "parted")
@@ -78,12 +71,7 @@ def test_a_run_in_a_bucket_resumes_bit_equal(bucket: str, log: str, tmp_path: Pa
 
 def test_an_unreadable_bucket_is_one_line(bucket: str) -> None:
     arguments = ["prepare", "s3://no-such-bucket/log.txt", "--output", f"{bucket}/set"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    ended = longhaul(*arguments)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1

@@ -14,21 +14,7 @@ from pipeline.cli import app
 from pipeline.config import load_recipe
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset
-from tests.train.runs import ROOT, environment, recipe, write
-
-
-def longhaul(
-    *arguments: str, cwd: Path | None = None, **env: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments],
-        env=environment(**env),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
+from tests.train.runs import ROOT, environment, longhaul, recipe, write
 
 NO_RECIPES = ("clusters", "sweeps")
 RECIPES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name not in NO_RECIPES)

@@ -5,8 +5,6 @@ import hashlib
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,23 +16,16 @@ from pipeline.manifest import Dataset
 from pipeline.secrets import FILES
 from pipeline.train.run import load_config
 from pipeline.train.trained import load_trained
-from tests.train.runs import ROOT, environment, recipe, train_here, write
+from tests.train.runs import ROOT, longhaul, recipe, train_here, write
 
 PLANTED = "planted-value-of-a-credential"
 
 
-def longhaul(folder: Path, *arguments: str) -> str:
-    """All that the command says."""
+def said_of(folder: Path, *arguments: str) -> str:
+    """All that the command says, with credentials in its environment."""
     found = {FILES: json.dumps({"MY_API_TOKEN": str(folder / "secret")})}
     found |= dict.fromkeys(("WANDB_API_KEY", "HF_TOKEN", "LONGHAUL_PASSWORD"), PLANTED)
-    ended = subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments],
-        env=environment(**found),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    ended = longhaul(*arguments, cwd=folder, **found)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout + ended.stderr
 
@@ -47,10 +38,10 @@ def test_no_credential_is_in_what_a_run_leaves(
     wanted = recipe(small_set, f"{bucket}/runs", "wary", tracking={"wandb": "offline"})
     file = str(write(wanted, tmp_path))
     run = wanted.run_url
-    said = longhaul(tmp_path, "train", file)
-    said += longhaul(tmp_path, "evaluate", run, "--baselines")
-    said += longhaul(tmp_path, "report", run, "--output", f"{run}/page")
-    said += longhaul(tmp_path, "status", run, "--json")
+    said = said_of(tmp_path, "train", file)
+    said += said_of(tmp_path, "evaluate", run, "--baselines")
+    said += said_of(tmp_path, "report", run, "--output", f"{run}/page")
+    said += said_of(tmp_path, "status", run, "--json")
     assert PLANTED not in said
     names = storage.files_below(run)
     kinds = {Path(name).suffix for name in names}

@@ -7,7 +7,8 @@
 #   install.sh packages            /opt/longhaul: an environment with all that longhaul depends on
 #   install.sh longhaul            longhaul itself, into that environment
 #
-# pip reads PIP_INDEX_URL; torch comes from TORCH_INDEX_URL, which decides for which device it is.
+# pip reads PIP_INDEX_URL, for torch in favour of it TORCH_INDEX_URL: that decides for which device
+# torch is built.
 set -euo pipefail
 
 environment=/opt/longhaul
@@ -31,7 +32,11 @@ packages() {
     # The pip of Debian cannot pin what others are built with.
     install pip setuptools
     # Alone, so that nothing but torch ever comes from its index.
-    install --no-deps --index-url "$TORCH_INDEX_URL" torch
+    (
+        export PIP_INDEX_URL="${TORCH_INDEX_URL:-${PIP_INDEX_URL:-}}"
+        [ -n "$PIP_INDEX_URL" ] || unset PIP_INDEX_URL
+        install --no-deps torch
+    )
     "$environment/bin/python" - >requirements.txt <<'END'
 import tomllib
 

@@ -127,8 +127,9 @@ class Build:
         arguments: dict[str, str] = {}
         for word, rest in stage.instructions:
             if word == "ARG":
-                name, _, default = rest.partition("=")
-                arguments[name] = self._arguments.get(name, default)
+                name, given, default = rest.partition("=")
+                if given or name in self._arguments:
+                    arguments[name] = self._arguments.get(name, default)
             elif word == "ENV":
                 image.environment |= dict(_assignments(rest, image.environment))
             elif word == "RUN":

@@ -24,7 +24,7 @@ from pipeline.train.standing import standings
 from tests.cluster.ray_nodes import RAY, RayNodes
 from tests.cluster.sweeps import LR, planned, spec
 from tests.conftest import prepare_histories
-from tests.train.runs import ROOT, environment, steps_in
+from tests.train.runs import ROOT, environment, steps_in, wait_until
 from tests.wandb_logs import of_kind, offline_logs
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -79,18 +79,12 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 def wait_for_step(process: "subprocess.Popen[str]", sweep: Sweep, run: str, step: int) -> None:
     """Return once the run has validated at the step; fail where the sweep ends before."""
-    while True:
+
+    def validated() -> bool:
         stands = {one.run: one for one in outcomes(sweep)}[run]
-        if any(at >= step for at, _ in stands.validations):
-            return
-        assert process.poll() is None, process.communicate()
-        look_again(process)
+        return any(at >= step for at, _ in stands.validations)
 
-
-def look_again(process: "subprocess.Popen[str]") -> None:
-    """Return soon, at once where the process ends."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=0.1)
+    wait_until(validated, process)
 
 
 def test_asha_remembers_trials_of_before(small_set: Dataset, tmp_path: Path) -> None:
@@ -258,9 +252,9 @@ def test_a_lost_trial_goes_on_and_an_interrupted_sweep_stops_whole(
     trainings[0].kill()
     trainings[1].parent().kill()  # Tune's actor; the training leaves with it
     first = [trial.url for trial in sweep.trials[:2]]
-    while {state.attempt for url in first if (state := read_state(url))} != {2}:
-        assert process.poll() is None
-        look_again(process)
+    wait_until(
+        lambda: {state.attempt for url in first if (state := read_state(url))} == {2}, process
+    )
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=600)
     assert process.returncode == 75

@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,20 @@ def command(file: Path, workers: int = 1) -> list[str]:
     return [*launcher, f"--nproc-per-node={workers}", "-m", "pipeline", "train", str(file)]
 
 
+def longhaul(
+    *arguments: str, cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of longhaul to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        env=environment(**env),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
 def train_apart(wanted: Recipe, folder: Path, workers: int = 1) -> subprocess.CompletedProcess[str]:
     """Train in processes of their own and wait for them."""
     return subprocess.run(
@@ -97,12 +111,17 @@ def train_apart(wanted: Recipe, folder: Path, workers: int = 1) -> subprocess.Co
     )
 
 
-def wait_for_step(process: "subprocess.Popen[str]", wanted: Recipe, step: int) -> None:
-    """Return once the run has told of the step; fail where the process ends before."""
-    while not any(record["step"] >= step for record in records(wanted)):
-        assert process.poll() is None, f"the process ended before step {step}"
+def wait_until(done: Callable[[], bool], process: "subprocess.Popen[Any]") -> None:
+    """Return once it is so; fail, with what the process said, where it ends before."""
+    while not done():
+        assert process.poll() is None, f"the process ended too early: {process.communicate()}"
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.05)
+
+
+def wait_for_step(process: "subprocess.Popen[str]", wanted: Recipe, step: int) -> None:
+    """Return once the run has told of the step; fail where the process ends before."""
+    wait_until(lambda: any(record["step"] >= step for record in records(wanted)), process)
 
 
 def records(wanted: Recipe) -> Iterator[dict[str, Any]]:

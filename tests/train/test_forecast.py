@@ -1,8 +1,6 @@
 """The forecast against what a run really holds."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from pipeline.manifest import Dataset
 from pipeline.train.engine import TorchEngine
 from pipeline.train.forecast import activation_bytes, forecast
 from pipeline.world import World
-from tests.train.runs import checkpoint_of, environment, recipe, train_here, write
+from tests.train.runs import checkpoint_of, longhaul, recipe, train_here, write
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -74,12 +72,6 @@ def test_counts_hold_for_the_run(small_set: Dataset, tmp_path: Path) -> None:
 def test_a_dry_run_says_and_does_nothing(small_set: Dataset, tmp_path: Path) -> None:
     wanted = recipe(small_set, tmp_path)
     file = write(wanted, tmp_path)
-    said = subprocess.run(
-        [sys.executable, "-m", "pipeline", "train", str(file), "--dry-run", "--json"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    said = longhaul("train", str(file), "--dry-run", "--json")
     assert json.loads(said.stdout)["steps"] == 12
     assert not Path(wanted.run_url).exists()

@@ -23,6 +23,7 @@ from tests.train.runs import (
     checkpoint_of,
     environment,
     final_tensors,
+    longhaul,
     recipe,
     records,
     steps_in,
@@ -105,12 +106,7 @@ def test_asked_to_stop_it_saves_and_says_preempted(
     )
     wait_for_step(process, wanted, 1)
     if way == "longhaul stop":
-        asked = subprocess.run(
-            [sys.executable, "-m", "pipeline", "stop", wanted.run_url],
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
+        asked = longhaul("stop", wanted.run_url)
         assert "asked to stop at step" in asked.stdout
     else:
         process.send_signal(signal.Signals[way])
@@ -132,12 +128,7 @@ def test_stopping_what_does_not_run_is_told(small_set: Dataset, tmp_path: Path) 
     wanted = recipe(small_set, tmp_path, train__steps=1)
     train_here(wanted)
     for run, told in ((wanted.run_url, "is not running: done at step 1"), ("no", "no run at no")):
-        asked = subprocess.run(
-            [sys.executable, "-m", "pipeline", "stop", run],
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
+        asked = longhaul("stop", run)
         assert asked.returncode == 1
         assert told in asked.stderr
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,16 +12,7 @@ from pipeline.manifest import Dataset
 from pipeline.secrets import FILES, read_secrets
 from pipeline.train.run import LAUNCHED, read_state, request_stop, stop_lasts
 from pipeline.train.standing import standing, standings
-from tests.train.runs import environment, recipe, records, train_here, write
-
-
-def longhaul(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments],
-        env=environment(**extra),
-        capture_output=True,
-        text=True,
-    )
+from tests.train.runs import longhaul, recipe, records, train_here, write
 
 
 def test_a_run_is_told_from_its_folder(small_set: Dataset, tmp_path: Path) -> None:
