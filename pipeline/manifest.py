@@ -22,11 +22,11 @@ from pipeline.transient import read_again
 ReadRange = Callable[[str, int, int], bytes]
 """Reads the bytes ``[start, stop)`` at a URL."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 ITEMS = "items.parquet"
-USERS = "users.parquet"
+USERS = "users"
 SHARDS = "shards"
 
 INDEX_SCHEMA = pa.schema(
@@ -77,7 +77,7 @@ class Lineage(_Strict):
 class Manifest(_Strict):
     """The data set's own description; see ``docs/formats.md`` for every field."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     catalogue_size: int
     users: int
     events: int
@@ -90,7 +90,7 @@ class Manifest(_Strict):
     counts: dict[str, int]  # events in, and what each filter removed, in the order applied
     index: File
     items: File
-    user_keys: File
+    user_keys: list[File]  # one a shard
     shards: list[File]
     lineage: Lineage
 
@@ -128,9 +128,13 @@ class Dataset:
         """The item map, row ``i - 1`` for item ``i``: item, key, events, train_events."""
         return self._read_map(self.manifest.items)
 
-    def read_users(self) -> pa.Table:
-        """The user map, sorted by key: key, shard, member, position, events."""
-        return self._read_map(self.manifest.user_keys)
+    def read_users(self, shard: int) -> pa.Table:
+        """The users of a shard, by (hash, key): key, member (in the shard), position, events."""
+        return self._read_map(self.manifest.user_keys[shard])
+
+    def first_member(self, shard: int) -> int:
+        """Which member is the first of a shard."""
+        return self.shard.index(self.manifest.shards[shard].path.removeprefix(f"{SHARDS}/"))
 
     def _read_map(self, file: File) -> pa.Table:
         url = storage.join(self.url, file.path)

@@ -12,7 +12,7 @@ from pipeline.prepare.options import PrepareOptions
 
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest
-    from pipeline.prepare.run import Progress
+    from pipeline.prepare.engine import Progress
 
 __all__ = ["PrepareOptions", "prepare"]
 

@@ -1,10 +1,19 @@
-"""Which events are kept, in the order that ``PrepareOptions`` documents."""
+"""Rare items and short users: what stays, found in passes over the runs with nothing rewritten.
+
+It follows from the items: a user stays who has enough events with the items that do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.errors import LonghaulError
-from pipeline.prepare.log import Log
+from pipeline.manifest import Split
+from pipeline.prepare.histories import histories_of
 from pipeline.prepare.options import PrepareOptions
+from pipeline.prepare.runs import StoredRun
+from pipeline.prepare.tally import Tally, tally
 
 
 class Counts:
@@ -12,87 +21,94 @@ class Counts:
 
     def __init__(self, events: int) -> None:
         self.removed: dict[str, int] = {"events_read": events}
+        self._left = events
 
-    def note(self, name: str, before: Log, after: Log) -> Log:
-        """Record what filter ``name`` removed; raises LonghaulError where it left nothing."""
-        self.removed[name] = len(before) - len(after)
-        if len(after) == 0:
+    def note(self, name: str, removed: int) -> None:
+        """Filter ``name`` removed so many; raises LonghaulError where it left nothing."""
+        self.removed[name] = removed
+        if removed == self._left:
             raise LonghaulError(
-                f"no events left: {name} removed the last {len(before)} of "
+                f"no events left: {name} removed the last {removed} of "
                 f"{self.removed['events_read']} read; relax it"
             )
-        return after
+        self._left -= removed
 
 
-def filter_rows(log: Log, options: PrepareOptions, counts: Counts) -> Log:
-    """Drop events by what stands in their own row: rating and action."""
-    if options.min_rating is not None:
-        assert log.ratings is not None
-        log = counts.note("min_rating", log, log.pick(log.ratings >= options.min_rating))
-    if options.keep_actions is not None:
-        assert log.actions is not None
-        assert log.action_keys is not None
-        present = log.action_keys.to_pylist()
-        for name in options.keep_actions:
-            if name not in present:
-                shown = ", ".join(f"'{key}'" for key in present[:20])
-                raise LonghaulError(
-                    f"keep_actions names '{name}', which no event has; the data have {shown}"
-                )
-        kept = np.isin(np.array(present), options.keep_actions)
-        log = counts.note("keep_actions", log, log.pick(kept[log.actions]))
-    return log
+@dataclass
+class Survey:
+    """What stays of some runs: a tally of it, and the events of each item, i64 ``[V]``."""
+
+    tally: Tally
+    item_events: np.ndarray
+
+    def __add__(self, other: "Survey") -> "Survey":
+        return Survey(self.tally + other.tally, self.item_events + other.item_events)
 
 
-def filter_end(log: Log, end: int, counts: Counts) -> Log:
-    """Drop events at or after the end of the test window."""
-    assert log.times is not None
-    return counts.note("after_test", log, log.pick(log.times < end))
+def survey_runs(runs: list[StoredRun], stay: np.ndarray, least: int, split: Split | None) -> Survey:
+    """What stays with the items that ``stay``, bool ``[V]``, of users who keep ``least`` events.
+
+    split: None where only events and users are counted, and times need not be read.
+    """
+    found = Survey(Tally(), np.zeros(len(stay), np.int64))
+    ids = np.where(stay, np.arange(1, len(stay) + 1), 0).astype(np.uint32)
+    for run in runs:
+        lengths = run.lengths()
+        for part in histories_of(run, lengths, ids[run.codes()], least, only_items=split is None):
+            if split is None:
+                counted = Tally(users=len(part.users), events=len(part.items))
+            else:
+                counted = tally(part.lengths, part.times, part.actions, split)
+            found.tally += counted
+            found.item_events += np.bincount(part.items, minlength=len(stay) + 1)[1:]
+    return found
 
 
-def filter_repeats(log: Log, options: PrepareOptions, counts: Counts) -> Log:
-    """Drop repeated events of a user with an item; ``log`` is ordered by user and time."""
-    if options.repeats == "none":
-        return log
-    if options.repeats == "consecutive":
-        kept = np.ones(len(log), bool)
-        kept[1:] = (log.users[1:] != log.users[:-1]) | (log.items[1:] != log.items[:-1])
-    else:
-        pairs = log.users.astype(np.uint64) << np.uint64(32) | log.items
-        kept = np.zeros(len(log), bool)
-        kept[np.unique(pairs, return_index=True)[1]] = True  # the first of each pair
-    return counts.note("repeats", log, log.pick(kept))
+SurveyAll = Callable[[np.ndarray, int, Split | None], Survey]
+"""``survey_runs`` of all runs together."""
 
 
-def filter_counts(log: Log, options: PrepareOptions, counts: Counts) -> Log:
-    """Drop rare items and short users, once each or until nothing changes."""
+def filter_counts(
+    start: Survey, options: PrepareOptions, split: Split, counts: Counts, survey: SurveyAll
+) -> tuple[Survey, np.ndarray]:
+    """Drop rare items and short users, once each or until nothing changes.
+
+    start: of all there is. Returns what is left, and which items stay, bool ``[V]``.
+    """
     item_least, user_least = options.min_item_events, options.min_user_events
-    if options.count_filter == "one_pass":
-        if item_least > 1:
-            kept = _often(log.items, item_least)
-            log = counts.note("min_item_events", log, log.pick(kept))
-        if user_least > 1:
-            kept = _often(log.users, user_least)
-            log = counts.note("min_user_events", log, log.pick(kept))
-        return log
-    if item_least > 1 or user_least > 1:
-        log = counts.note("k_core", log, log.pick(_core(log, item_least, user_least)))
-    return log
+    if options.count_filter == "k_core":
+        return _core(start, item_least, user_least, split, counts, survey)
+    left = int(start.item_events.sum())
+    stay = start.item_events >= item_least
+    if item_least > 1:
+        now = int(start.item_events[stay].sum())
+        counts.note("min_item_events", left - now)
+        left = now
+    if item_least == 1 and user_least == 1:
+        return start, stay
+    found = survey(stay, user_least, split)
+    if user_least > 1:
+        counts.note("min_user_events", left - found.tally.events)
+    return found, found.item_events > 0
 
 
-def _often(codes: np.ndarray, least: int) -> np.ndarray:
-    """bool ``[N]``: whether the code of a row occurs at least ``least`` times."""
-    often: np.ndarray = (np.bincount(codes) >= least)[codes]
-    return often
-
-
-def _core(log: Log, item_least: int, user_least: int) -> np.ndarray:
-    """Rows of the largest subset in which every item and every user has enough events."""
-    rows = np.arange(len(log))
-    users, items = log.users, log.items
-    while len(rows):
-        kept = _often(items, item_least) & _often(users, user_least)
-        if kept.all():
+def _core(
+    start: Survey,
+    item_least: int,
+    user_least: int,
+    split: Split,
+    counts: Counts,
+    survey: SurveyAll,
+) -> tuple[Survey, np.ndarray]:
+    """The largest subset in which every item and every user has enough events."""
+    found, stay = start, start.item_events >= max(1, item_least)
+    if item_least == 1 and user_least == 1:
+        return start, stay
+    while True:
+        found = survey(stay, user_least, None)
+        still = found.item_events >= max(1, item_least)
+        if (still == stay).all():
             break
-        rows, users, items = rows[kept], users[kept], items[kept]
-    return rows
+        stay = still
+    counts.note("k_core", int(start.item_events.sum()) - found.tally.events)
+    return survey(stay, user_least, split), stay

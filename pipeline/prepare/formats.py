@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -84,35 +85,84 @@ def hash_source(source: Source) -> str:
         return _Tap(file).finish()
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Row groups ``first`` up to ``last`` of a Parquet file, which begin at row ``row``."""
+
+    first: int
+    last: int
+    row: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is known of a file before its rows are read.
+
+    kinds: types of its columns by use, empty where the format has none. groups: rows of each row
+    group of a Parquet file, None where only its reading tells.
+    """
+
+    kinds: dict[str, pa.DataType]
+    groups: list[int] | None
+
+
+def shape_of(source: Source, options: PrepareOptions) -> Shape:
+    """Look at a file. Raises LonghaulError as ``batches`` does."""
+    columns, names = wanted(options), text_columns(source, options)
+    with _readable(source, columns, names) as file:
+        if source.format == "jsonl":
+            kinds = _json_types(source, columns)
+            return Shape({use: kinds[name] for use, name in columns.items()}, None)
+        if source.format != "parquet":
+            return Shape({}, None)
+        with _parquet_file(source, file, columns) as reader:
+            schema, metadata = reader.schema_arrow, reader.metadata
+            groups = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+            kinds = {use: schema.field(name).type for use, name in columns.items()}
+            # A compressed one would be unpacked for every piece.
+            return Shape(kinds, groups if source.compression is None else None)
+
+
 def batches(
     source: Source,
     options: PrepareOptions,
+    groups: Groups | None,
     advance: Callable[[int], None],
     hashed: Callable[[str], None],
 ) -> Iterator[Batch]:
-    """The rows of a file in order, as columns by use.
+    """The rows of a file (of these row groups, where given) in order, as columns by use.
 
-    ``advance`` hears of bytes as they are read, ``hashed`` the file's SHA-256 at the end.
-    Raises LonghaulError, in one line with file and line, for anything that cannot be read.
+    ``advance`` hears of bytes as they are read; ``hashed``, once a file, its SHA-256. Raises
+    LonghaulError, in one line with file and line, for anything that cannot be read.
     """
     columns, names = wanted(options), text_columns(source, options)
-    with _opened(source) as file:
-        try:
-            if source.format == "parquet":
+    with _readable(source, columns, names) as file:
+        if source.format == "parquet":
+            if groups is None or groups.first == 0:
                 # Parquet is read in pieces from all over the file, so it is hashed beforehand.
                 hashed(hash_source(source))
-                yield from _parquet(source, file, columns, advance)
-            else:
-                tap = _Tap(file)
-                stream = explain.decompressed(tap, source)
-                told = 0
-                for batch in _in_order(source, stream, columns, names):
-                    yield batch
-                    # Told here and not by the tap, which Arrow may read from another thread.
-                    told, before = tap.count, told
-                    advance(told - before)
-                hashed(tap.finish())
-                advance(tap.count - told)
+            with _parquet_file(source, file, columns) as reader:
+                yield from _parquet(source, reader, columns, groups, advance)
+        else:
+            tap = _Tap(file)
+            stream = explain.decompressed(tap, source)
+            told = 0
+            for batch in _in_order(source, stream, columns, names):
+                yield batch
+                # Told here and not by the tap, which Arrow may read from another thread.
+                told, before = tap.count, told
+                advance(told - before)
+            hashed(tap.finish())
+            advance(tap.count - told)
+
+
+@contextmanager
+def _readable(source: Source, columns: Columns, names: list[str] | None) -> Iterator[BinaryIO]:
+    """The open file; what Arrow says of its content becomes one line."""
+    with _opened(source) as file:
+        try:
+            yield file
         except (pa.ArrowException, UnicodeDecodeError) as error:
             explain.explain(source, columns, names)
             detail = str(error).strip().splitlines()[0]
@@ -142,9 +192,10 @@ def _by_use(columns: Columns, batch: Any) -> Batch:
     return found
 
 
-def _parquet(
-    source: Source, file: BinaryIO, columns: Columns, advance: Callable[[int], None]
-) -> Iterator[Batch]:
+@contextmanager
+def _parquet_file(
+    source: Source, file: BinaryIO, columns: Columns
+) -> Iterator[pa.parquet.ParquetFile]:
     with tempfile.TemporaryFile() as spool:
         if source.compression is not None:
             stream = explain.decompressed(file, source)
@@ -154,13 +205,26 @@ def _parquet(
             file = spool
         reader = pa.parquet.ParquetFile(file)
         explain.check_columns(source, columns, reader.schema_arrow.names)
-        rows, done, told = reader.metadata.num_rows, 0, 0
-        for batch in reader.iter_batches(batch_size=_ROWS, columns=list(columns.values())):
-            yield _by_use(columns, batch)
-            done += len(batch)
-            share = source.bytes * done // rows
-            advance(share - told)
-            told = share
+        yield reader
+
+
+def _parquet(
+    source: Source,
+    reader: pa.parquet.ParquetFile,
+    columns: Columns,
+    groups: Groups | None,
+    advance: Callable[[int], None],
+) -> Iterator[Batch]:
+    rows, done, told = reader.metadata.num_rows, 0, 0
+    chosen = None if groups is None else list(range(groups.first, groups.last))
+    for batch in reader.iter_batches(
+        batch_size=_ROWS, row_groups=chosen, columns=list(columns.values())
+    ):
+        yield _by_use(columns, batch)
+        done += len(batch)
+        share = source.bytes * done // rows
+        advance(share - told)
+        told = share
 
 
 def _delimited(

@@ -1,4 +1,4 @@
-"""Ids: how a column of them becomes sorted keys and codes, and how a key is hashed.
+"""Ids: how a column of them becomes integers or strings, and how a key is hashed.
 
 Parquet and JSON have types, which are kept: integers are integers, strings stay strings. Text
 formats have none: there, ids are integers if every value in the whole data is written as one
@@ -71,98 +71,72 @@ def _as_integers(texts: pa.Array) -> pa.Array | None:
     return integers if integers.cast(texts.type).equals(texts) else None
 
 
-class KeyColumn:
-    """A column of ids, gathered batch by batch into keys and codes.
+class NeedsStrings(Exception):
+    """A column that was taken for integers holds something else: all of it has to be strings."""
 
-    name: the column, for errors. what: ``user id``, ``item id`` or ``action``. text: keep every
-    value as a string, whatever it looks like.
+    def __init__(self, use: str) -> None:
+        super().__init__(use)
+        self.use = use
+
+
+class KeyColumn:
+    """A column of ids, typed batch by batch.
+
+    use: ``user``, ``item`` or ``action``. name: the column, for errors. strings: take every value
+    as a string, whatever it looks like.
     """
 
-    def __init__(self, name: str, what: str, text: bool = False) -> None:
+    def __init__(self, use: str, name: str, strings: bool) -> None:
+        self._use = use
         self._name = name
-        self._what = what
-        self._strings = text
-        self._chunks: list[pa.DictionaryArray] = []
+        self._what = use if use == "action" else f"{use} id"
+        self._strings = strings
 
-    def add(self, array: pa.Array, typed: bool, place: Place) -> None:
-        """Append a batch; ``typed`` where its format tells strings from integers.
+    def typed(self, array: pa.Array, place: Place) -> pa.Array:
+        """The batch as i64, or as strings.
 
-        Raises LonghaulError for a missing or empty value, one with a NUL byte, one of more than
+        Raises NeedsStrings for what is no integer of 64 bits where strings were not asked for,
+        LonghaulError for a missing or empty value, one with a NUL byte, one of more than
         ``MAX_KEY_BYTES``, or a column of another type.
         """
         if array.null_count:
             row = pc.index(array.is_null(), True).as_py()
             raise LonghaulError(f"{place(row)}: {self._missing('missing')}")
-        if pa.types.is_integer(array.type):
-            try:
-                encoded = array.cast(pa.int64()).dictionary_encode()
-            except pa.ArrowInvalid:  # unsigned integers past the signed ones
-                encoded = array.cast(pa.large_string()).dictionary_encode()
-                self._strings = True
-        elif is_string(array.type):
+        if is_string(array.type):
             array = as_string(array, self._name, place)
-            self._strings = self._strings or typed
-            integers = None if self._strings else _as_integers(array)
-            if integers is None:
-                self._strings = True
-                encoded = array.dictionary_encode()
-                self._check_strings(encoded, place)
-            else:
-                encoded = integers.dictionary_encode()
+            if self._strings:
+                self._check_strings(array, place)
+                return array
+            integers = _as_integers(array)
+        elif pa.types.is_integer(array.type):
+            if self._strings:
+                return array.cast(pa.large_string())
+            try:
+                integers = array.cast(pa.int64())
+            except pa.ArrowInvalid:  # unsigned integers past the signed ones
+                integers = None
         else:
             raise LonghaulError(
                 f"{place(0)}: column '{self._name}' has the type {array.type}, but {self._what}s "
                 "are integers or strings; cast it"
             )
-        self._chunks.append(encoded)
+        if integers is None:
+            raise NeedsStrings(self._use)
+        return integers
 
     def _missing(self, how: str) -> str:
         return f"the {self._what} in column '{self._name}' is {how}; drop the row or mend it"
 
-    def _check_strings(self, encoded: pa.DictionaryArray, place: Place) -> None:
-        keys = encoded.dictionary
+    def _check_strings(self, keys: pa.Array, place: Place) -> None:
         checks = {
             "empty": pc.equal(keys, ""),
             "one with a NUL byte": pc.match_substring(keys, "\0"),
             f"longer than {MAX_KEY_BYTES} bytes": pc.greater(pc.binary_length(keys), MAX_KEY_BYTES),
         }
         for how, bad in checks.items():
-            code = pc.index(bad, True).as_py()
-            if code >= 0:
-                row = pc.index(encoded.indices, code).as_py()
+            row = pc.index(bad, True).as_py()
+            if row >= 0:
                 raise LonghaulError(f"{place(row)}: {self._missing(how)}")
-
-    def finish(self) -> tuple[pa.Array, np.ndarray]:
-        """Keys sorted (integers by value, strings by bytes), and the code u32 ``[N]`` of each row.
-
-        A code is the position of the row's key among the keys.
-        """
-        chunks = self._chunks
-        self._chunks = []
-        if self._strings:
-            chunks = [
-                pa.DictionaryArray.from_arrays(
-                    chunk.indices, chunk.dictionary.cast(pa.large_string())
-                )
-                for chunk in chunks
-            ]
-        try:
-            unified = pa.chunked_array(chunks).unify_dictionaries()
-        except pa.ArrowException as error:
-            raise LonghaulError(
-                f"column '{self._name}' has too many different {self._what}s for one machine "
-                f"({error}); is it the right column?"
-            ) from error
-        keys = unified.chunk(0).dictionary
-        by_key = pc.array_sort_indices(keys)
-        rank = np.empty(len(keys), np.uint32)
-        rank[by_key.to_numpy()] = np.arange(len(keys), dtype=np.uint32)
-        codes = np.empty(len(unified), np.uint32)
-        start = 0
-        for chunk in unified.chunks:
-            codes[start : start + len(chunk)] = rank[chunk.indices.to_numpy()]
-            start += len(chunk)
-        return keys.take(by_key), codes
 
 
 def finalise(values: np.ndarray) -> np.ndarray:

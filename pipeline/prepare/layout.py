@@ -2,6 +2,11 @@
 
 import numpy as np
 
+from pipeline.errors import LonghaulError
+
+MAX_ACTIONS = 256
+_U32 = 2**32
+
 # What a set of members offers the lanes: enough members to deal, none too large to hold.
 LEAST_MEMBERS = 1000
 MOST_EVENTS = 1_000_000
@@ -44,3 +49,22 @@ def cut_members(lengths: np.ndarray, most_users: int) -> np.ndarray:
         bounds.append(last)
         before = int(ends[last - 1])
     return np.array(bounds, np.int64)
+
+
+def check_sizes(catalogue: int, longest: int, actions: int) -> None:
+    """Raise LonghaulError where a number outgrows its field: u32 items and marks, u8 actions."""
+    if catalogue >= _U32:
+        raise LonghaulError(
+            f"{catalogue} items, but item ids are 32-bit (at most {_U32 - 1}); "
+            "raise min_item_events"
+        )
+    if longest >= _U32:
+        raise LonghaulError(
+            f"one user has {longest} events, but positions are 32-bit (at most {_U32 - 1}); "
+            "is the user column the right one?"
+        )
+    if actions > MAX_ACTIONS:
+        raise LonghaulError(
+            f"{actions} different actions, but at most {MAX_ACTIONS} can be kept; "
+            "choose some with keep_actions"
+        )

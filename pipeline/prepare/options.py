@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.duration import parse_duration
 
@@ -143,6 +143,20 @@ class PrepareOptions(BaseModel):
 
     shard_bytes: int = Field(
         default=128 * 2**20, ge=1, description="Target size of a shard in bytes of events."
+    )
+
+    memory: ByteSize | None = Field(
+        default=None,
+        description="Memory to take at most, as 8GiB; by default half of what is available. What "
+        "does not fit goes through the disk.",
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="Tasks at a time; by default one for each processor."
+    )
+    work: str | None = Field(
+        default=None,
+        description="Local folder for what is under way, which another start of the same command "
+        "goes on with. By default .work in the output, or for a bucket in the temporary folder.",
     )
 
     @field_validator("inputs", mode="before")

@@ -6,9 +6,13 @@ from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.manifest import INDEX, ITEMS, MANIFEST, SHARDS, USERS
 
-_NAMES = "|".join(re.escape(name) for name in (MANIFEST, INDEX, ITEMS, USERS))
-_SHARD = re.compile(rf"{SHARDS}/\.?\d{{5,}}\.tar(\.[0-9a-f]{{8}}\.partial)?")
-_OURS = re.compile(rf"\.?({_NAMES})(\.[0-9a-f]{{8}}\.partial)?|{_SHARD.pattern}")
+_NAMES = "|".join(re.escape(name) for name in (MANIFEST, INDEX, ITEMS))
+_PARTIAL = r"(\.[0-9a-f]{8}\.partial)?"
+_SHARD = re.compile(rf"{SHARDS}/\.?\d{{5,}}\.tar{_PARTIAL}")
+_MAP = re.compile(rf"{USERS}/\.?\d{{5,}}\.parquet{_PARTIAL}")
+_OURS = re.compile(rf"\.?({_NAMES}){_PARTIAL}|{_SHARD.pattern}|{_MAP.pattern}")
+
+WORK = ".work"  # what is under way
 
 
 def _files_of_ours(output: str) -> list[str]:
@@ -33,7 +37,7 @@ def check_output(output: str, overwrite: bool, inputs: list[str]) -> None:
     with storage.told(output, "look at"):
         if fs.isfile(path):
             raise LonghaulError(f"output {output} is a file; name a folder")
-    present = storage.files_below(output)
+    present = [name for name in storage.files_below(output) if not name.startswith(f"{WORK}/")]
     if MANIFEST in present:
         if not overwrite:
             raise LonghaulError(

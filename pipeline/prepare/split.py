@@ -5,24 +5,21 @@ import numpy as np
 from pipeline.duration import parse_duration
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Split
-from pipeline.prepare.log import Log
 from pipeline.prepare.options import PER_SECOND, PrepareOptions, Unit, parse_time, parse_window
 
 
-def resolve_split(options: PrepareOptions, log: Log) -> Split:
-    """The split with its times in the data's unit.
+def resolve_split(options: PrepareOptions, last: int | None, unit: Unit | None) -> Split:
+    """The split with its times in ``unit``, that of the data.
 
-    Durations count back from just after the last event of ``log``. Raises LonghaulError where a
-    time or a duration is no whole number of the unit, or the windows are not in order.
+    Durations count back from just after the ``last`` event. Raises LonghaulError where a time or a
+    duration is no whole number of the unit, or the windows are not in order.
     """
     if options.split == "leave_one_out":
         return Split(kind="leave_one_out")
-    assert log.times is not None
-    assert log.unit is not None
+    assert last is not None
+    assert unit is not None
     assert options.validation is not None
     assert options.test is not None
-    unit: Unit = log.unit
-    last = int(log.times.max())
     gap = _duration("gap", options.gap or "0s", unit)
     test = _window("test", options.test, last + 1, unit)
     validation = _window("validation", options.validation, test[0] - gap, unit)
@@ -82,37 +79,25 @@ def _window(name: str, text: str, end: int, unit: Unit) -> tuple[int, int]:
     return window
 
 
-def split_marks(split: Split, log: Log, lengths: np.ndarray) -> np.ndarray:
+def split_marks(split: Split, lengths: np.ndarray, times: np.ndarray | None) -> np.ndarray:
     """Train end, validation start, validation end, test start of every user, u32 ``[U, 4]``.
 
-    ``log`` is ordered, its users are 0 to U-1 and have ``lengths`` events, i64 ``[U]``. Raises
-    LonghaulError where a part of a split by time holds no event of anybody.
+    lengths: events of every user, i64 ``[U]``. times: of their events back to back, i64 ``[T]``,
+    sorted within a user; only a split by time looks at them.
     """
     if split.kind == "leave_one_out":
         short = lengths < 3
         train = np.where(short, lengths, lengths - 2)
         test = np.where(short, lengths, lengths - 1)
         return np.stack([train, train, test, test], axis=1).astype(np.uint32)
-    assert log.times is not None
+    assert times is not None
     assert split.train_end is not None
     assert split.validation is not None
     assert split.test is not None
-    edges = (split.train_end, *split.validation, split.test[0])
-    # A history is sorted by time, so a mark is the number of its events before the edge.
-    marks = np.stack(
-        [np.bincount(log.users[log.times < edge], minlength=len(lengths)) for edge in edges],
-        axis=1,
-    )
-    parts = {
-        "training": (0, marks[:, 0]),
-        "validation": (1, marks[:, 2] - marks[:, 1]),
-        "test": (2, lengths - marks[:, 3]),
-    }
-    for name, (index, events) in parts.items():
-        if not events.any():
-            window = (f"before {split.train_end}", split.validation, split.test)[index]
-            raise LonghaulError(
-                f"split by time: no event is left in the {name} window ({window}, {log.unit}); "
-                f"the events left are from {log.times.min()} to {log.times.max()}"
-            )
-    return marks.astype(np.uint32)
+    ends = np.cumsum(lengths)
+    marks = np.empty((len(lengths), 4), np.uint32)
+    for column, edge in enumerate((split.train_end, *split.validation, split.test[0])):
+        # A history is sorted by time, so a mark is the number of its events before the edge.
+        before = np.concatenate([[0], np.cumsum(times < edge)])
+        marks[:, column] = before[ends] - before[ends - lengths]
+    return marks

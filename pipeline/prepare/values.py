@@ -21,27 +21,24 @@ class _Bad(Exception):
         self.reason = reason
 
 
-class TimeColumn:
-    """A column of times, gathered batch by batch as i64 in one unit.
+def natural_unit(kind: pa.DataType) -> Unit:
+    """The unit of a column that no unit was asked for: of datetimes that of their type, else s."""
+    return kind.unit if pa.types.is_timestamp(kind) else "s"
 
-    name: the column, for errors. unit: the unit to keep; None takes that of the data (numbers and
-    ISO 8601 texts: s; Parquet datetimes: the unit of their type), which all files must share.
+
+class TimeColumn:
+    """A column of times of one file, turned batch by batch into i64 in ``unit``.
+
+    Texts are read as the first is written. name: the column, for errors.
     """
 
-    def __init__(self, name: str, unit: Unit | None) -> None:
+    def __init__(self, name: str, unit: Unit) -> None:
         self._name = name
-        self._asked = unit
         self._unit = unit
-        self._unit_from = ""
         self._text: Callable[[pa.Array], np.ndarray] | None = None
-        self._chunks: list[np.ndarray] = []
 
-    def start_file(self) -> None:
-        """Texts of another file may be written in another way."""
-        self._text = None
-
-    def add(self, array: pa.Array, file: str, place: Place) -> None:
-        """Append a batch of ``file``.
+    def typed(self, array: pa.Array, place: Place) -> np.ndarray:
+        """The batch as i64 ``[N]``.
 
         Raises LonghaulError for a value that is missing, no time, or no whole number of the unit.
         """
@@ -54,7 +51,7 @@ class TimeColumn:
         if is_string(array.type):
             array = as_string(array, self._name, place)
         try:
-            self._chunks.append(self._convert(array, file))
+            return self._convert(array)
         except _Bad as bad:
             value = array[bad.row]
             if pa.types.is_timestamp(array.type):
@@ -64,35 +61,13 @@ class TimeColumn:
                 f"{bad.reason}"
             ) from None
 
-    def finish(self) -> tuple[np.ndarray, Unit]:
-        """The times i64 ``[N]`` and their unit."""
-        assert self._unit is not None, "no batch was added"
-        times = np.concatenate(self._chunks)
-        self._chunks = []
-        return times, self._unit
-
-    def _settle(self, natural: Unit, file: str) -> Unit:
-        """The unit to keep, given the one that ``file`` has of itself."""
-        if self._asked is not None:
-            return self._asked
-        if self._unit is None:
-            self._unit, self._unit_from = natural, file
-        if self._unit != natural:
-            raise LonghaulError(
-                f"timestamps of {self._unit_from} are in {self._unit}, those of {file} in "
-                f"{natural}; set timestamp_unit"
-            )
-        return self._unit
-
-    def _convert(self, array: pa.Array, file: str) -> np.ndarray:
+    def _convert(self, array: pa.Array) -> np.ndarray:
         kind = array.type
         if pa.types.is_timestamp(kind):
-            unit = self._settle(kind.unit, file)
-            return _rescale(array.cast(pa.int64()).to_numpy(), kind.unit, unit)
+            return _rescale(array.cast(pa.int64()).to_numpy(), kind.unit, self._unit)
         if pa.types.is_date(kind):
             days = array.cast(pa.timestamp("s")).cast(pa.int64()).to_numpy()
-            return _rescale(days, "s", self._settle("s", file))
-        unit = self._settle("s", file)
+            return _rescale(days, "s", self._unit)
         if pa.types.is_integer(kind):
             try:
                 integers: np.ndarray = array.cast(pa.int64()).to_numpy()
@@ -104,14 +79,14 @@ class TimeColumn:
             values = array.cast(pa.float64()).to_numpy()
             return _whole(values, np.abs(values) < _EXACT)
         if is_string(kind):
-            return self._parse(array, unit)
+            return self._parse(array)
         raise _Bad(0, f"has the type {kind}; times are numbers, ISO 8601 texts or datetimes")
 
-    def _parse(self, texts: pa.Array, unit: Unit) -> np.ndarray:
+    def _parse(self, texts: pa.Array) -> np.ndarray:
         if len(texts) == 0:
             return np.empty(0, np.int64)
         if self._text is None:
-            self._text = _way_of_writing(texts.slice(0, 1), unit)
+            self._text = _way_of_writing(texts.slice(0, 1), self._unit)
         return self._text(texts)
 
 
@@ -215,14 +190,13 @@ def _rescale(values: np.ndarray, have: str, want: Unit) -> np.ndarray:
 
 
 class RatingColumn:
-    """A column of ratings, gathered batch by batch as f64."""
+    """A column of ratings, turned batch by batch into f64; ``name`` is for errors."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._chunks: list[np.ndarray] = []
 
-    def add(self, array: pa.Array, place: Place) -> None:
-        """Append a batch; raises LonghaulError for a value that is missing or no number."""
+    def typed(self, array: pa.Array, place: Place) -> np.ndarray:
+        """The batch as f64 ``[N]``; raises LonghaulError for a value missing or no number."""
         if is_string(array.type):
             array = as_string(array, self._name, place)
 
@@ -234,7 +208,7 @@ class RatingColumn:
             row = pc.index(array.is_null(), True).as_py()
         else:
             try:
-                values = number(array).to_numpy()
+                values: np.ndarray = number(array).to_numpy()
                 row = int(np.argmax(np.isnan(values))) if np.isnan(values).any() else -1
             except pa.ArrowNotImplementedError:
                 row = 0
@@ -245,10 +219,4 @@ class RatingColumn:
                 f"{place(row)}: rating '{array[row].as_py()}' in column '{self._name}' "
                 "is not a number; drop the row or mend it"
             )
-        self._chunks.append(values)
-
-    def finish(self) -> np.ndarray:
-        """The ratings f64 ``[N]``."""
-        ratings = np.concatenate(self._chunks)
-        self._chunks = []
-        return ratings
+        return values

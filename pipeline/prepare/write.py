@@ -1,9 +1,10 @@
-"""From histories to files: one partition to one shard, then the maps and the index."""
+"""From histories to files: shards with their maps of users, then the map of items and the index."""
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,59 +14,41 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.manifest import INDEX, INDEX_SCHEMA, ITEMS, SHARDS, USERS, File
 from pipeline.member import SHARD_END, TRAIN_END, Member, encode_member, sha256
-from pipeline.prepare.histories import Catalogue, Histories
 from pipeline.prepare.layout import cut_members
 
 _ROW_GROUP = 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class Shard:
-    """What is known of a shard once it is written.
+class ShardHistories:
+    """The histories of one shard, users by (hash, key), events by time.
 
-    index: rows for the index. bounds: i64 ``[M + 1]``, the members in the partition's users.
+    user_keys ``[U]``. lengths: i64 ``[U]``. splits: u32 ``[U, 4]``. items: u32 ``[T]``, 1..V.
+    times: i64 ``[T]``, or None. actions: u8 ``[T]``, or None.
     """
 
+    user_keys: pa.Array
+    lengths: np.ndarray
+    splits: np.ndarray
+    items: np.ndarray
+    times: np.ndarray | None
+    actions: np.ndarray | None
+
+
+@dataclass
+class Shard:
+    """What is known of a shard once it is written: its file, that of its users, and the rows for
+    the index."""
+
     file: File
+    users: File
     index: list[dict[str, Any]]
-    bounds: np.ndarray
-
-
-def _keys(keys: pa.Array) -> np.ndarray:
-    """User keys as a member stores them: i64, or UTF-8 bytes padded to the longest."""
-    if pa.types.is_integer(keys.type):
-        integers: np.ndarray = keys.to_numpy()
-        return integers
-    return np.array(keys.cast(pa.large_binary()).to_numpy(zero_copy_only=False), dtype="S")
-
-
-def _member(part: Histories) -> Member:
-    return Member(
-        items=part.items,
-        offsets=part.offsets.astype(np.uint64),
-        users=_keys(part.user_keys),
-        splits=part.splits,
-        timestamps=part.times,
-        actions=part.actions,
-    )
-
-
-def count_items(partition: Histories, catalogue_size: int) -> np.ndarray:
-    """How often each item occurs in all, and how often it is trained on, i64 ``[2, V]``."""
-    lengths = partition.lengths()
-    position = np.arange(len(partition.items)) - np.repeat(partition.offsets[:-1], lengths)
-    trained = position < np.repeat(partition.splits[:, TRAIN_END], lengths)
-    counts = [
-        np.bincount(items, minlength=catalogue_size + 1)[1:]
-        for items in (partition.items, partition.items[trained])
-    ]
-    return np.stack(counts)
 
 
 def write_shard(
     output: str,
     number: int,
-    partition: Histories,
+    histories: ShardHistories,
     most_users: int,
     advance: Callable[[int], None],
 ) -> Shard:
@@ -75,16 +58,17 @@ def write_shard(
     then no such file exists.
     """
     name = f"{number:05d}.tar"
-    url = storage.join(output, SHARDS, name)
-    bounds = cut_members(partition.lengths(), most_users)
+    bounds = cut_members(histories.lengths, most_users)
+    offsets = np.concatenate([[0], np.cumsum(histories.lengths)])
+    keys = _keys(histories.user_keys)
     index: list[dict[str, Any]] = []
     whole = hashlib.sha256()
     start = 0
-    with storage.create(url) as file:
-        for count in range(len(bounds) - 1):
-            part = partition.slice(int(bounds[count]), int(bounds[count + 1]))
+    with storage.create(storage.join(output, SHARDS, name)) as file:
+        for count, (first, last) in enumerate(pairwise(bounds.tolist())):
             key = f"{number:05d}-{count:06d}"
-            content, head = encode_member(key, _member(part))
+            member = _member(histories, offsets, keys, first, last)
+            content, head = encode_member(key, member)
             file.write(content)
             whole.update(content)
             index.append(
@@ -96,17 +80,57 @@ def write_shard(
                     "sha256": sha256(content),
                     "head": head,
                     "head_sha256": sha256(content[:head]),
-                    "users": len(part),
-                    "events": len(part.items),
-                    "train_events": int(part.splits[:, TRAIN_END].sum(dtype=np.int64)),
+                    "users": last - first,
+                    "events": len(member.items),
+                    "train_events": int(member.splits[:, TRAIN_END].sum(dtype=np.int64)),
                 }
             )
             start += len(content)
-            advance(len(part.items))
+            advance(len(member.items))
         file.write(SHARD_END)
         whole.update(SHARD_END)
     entry = File(path=f"{SHARDS}/{name}", bytes=start + len(SHARD_END), sha256=whole.hexdigest())
-    return Shard(entry, index, bounds)
+    return Shard(entry, _write_users(output, number, histories, bounds), index)
+
+
+def _keys(keys: pa.Array) -> np.ndarray:
+    """User keys as a member stores them: i64, or UTF-8 bytes, whose width numpy decides later."""
+    if pa.types.is_integer(keys.type):
+        integers: np.ndarray = keys.to_numpy()
+        return integers
+    texts: np.ndarray = keys.cast(pa.large_binary()).to_numpy(zero_copy_only=False)
+    return texts
+
+
+def _member(
+    histories: ShardHistories, offsets: np.ndarray, keys: np.ndarray, first: int, last: int
+) -> Member:
+    start, stop = int(offsets[first]), int(offsets[last])
+    times, actions = histories.times, histories.actions
+    users = keys[first:last]
+    return Member(
+        items=histories.items[start:stop],
+        offsets=(offsets[first : last + 1] - start).astype(np.uint64),
+        users=users.astype("S") if users.dtype == object else users,
+        splits=histories.splits[first:last],
+        timestamps=None if times is None else times[start:stop],
+        actions=None if actions is None else actions[start:stop],
+    )
+
+
+def _write_users(output: str, number: int, histories: ShardHistories, bounds: np.ndarray) -> File:
+    """Write the map of a shard's users, in their order there."""
+    sizes = np.diff(bounds)
+    members = np.repeat(np.arange(len(sizes)), sizes)
+    table = pa.table(
+        {
+            "key": histories.user_keys,
+            "member": members.astype(np.uint32),
+            "position": (np.arange(len(members)) - bounds[members]).astype(np.uint32),
+            "events": histories.lengths,
+        }
+    )
+    return _write_table(output, f"{USERS}/{number:05d}.parquet", table)
 
 
 def _write_table(output: str, path: str, table: pa.Table) -> File:
@@ -124,41 +148,13 @@ def _write_table(output: str, path: str, table: pa.Table) -> File:
     return File(path=path, bytes=len(content), sha256=sha256(content))
 
 
-def write_items(output: str, catalogue: Catalogue, counts: np.ndarray) -> File:
-    """Write the map of items, sorted by item; ``counts`` is the sum of ``count_items``."""
-    table = pa.table(
-        {
-            "item": np.arange(1, len(catalogue) + 1, dtype=np.uint32),
-            "key": catalogue.item_keys,
-            "events": counts[0],
-            "train_events": counts[1],
-        }
-    )
-    return _write_table(output, ITEMS, table)
+def write_items(output: str, keys: pa.Array, counts: dict[str, np.ndarray]) -> File:
+    """Write the map of items, by id; ``counts``: columns of how often each occurs, i64 ``[V]``."""
+    ids = np.arange(1, len(keys) + 1, dtype=np.uint32)
+    return _write_table(output, ITEMS, pa.table({"item": ids, "key": keys, **counts}))
 
 
-def write_users(output: str, histories: Histories, shards: list[Shard]) -> File:
-    """Write the map of users, sorted by key."""
-    sizes = [np.diff(shard.bounds) for shard in shards]
-    per_member = np.concatenate(sizes)  # users of each member, in the order of the index
-    members = np.repeat(np.arange(len(per_member)), per_member)
-    firsts = np.concatenate([[0], np.cumsum(per_member)])
-    table = pa.table(
-        {
-            "key": histories.user_keys,
-            "shard": np.repeat(
-                np.arange(len(shards), dtype=np.uint32), [int(size.sum()) for size in sizes]
-            ),
-            "member": members.astype(np.uint32),
-            "position": (np.arange(len(members)) - firsts[members]).astype(np.uint32),
-            "events": histories.lengths(),
-        }
-    )
-    by_key = pa.compute.array_sort_indices(histories.user_keys)
-    return _write_table(output, USERS, table.take(by_key))
-
-
-def write_index(output: str, shards: list[Shard]) -> File:
+def write_index(output: str, shards: Iterable[Shard]) -> File:
     """Write the index, one row a member."""
-    rows: Iterator[dict[str, Any]] = (row for shard in shards for row in shard.index)
-    return _write_table(output, INDEX, pa.Table.from_pylist(list(rows), schema=INDEX_SCHEMA))
+    rows = [row for shard in shards for row in shard.index]
+    return _write_table(output, INDEX, pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))

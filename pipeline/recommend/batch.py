@@ -15,6 +15,8 @@ from pipeline.errors import LonghaulError
 from pipeline.evaluate import Scorer, top_k
 from pipeline.manifest import Dataset
 from pipeline.member import Member
+from pipeline.prepare.keys import hash_keys
+from pipeline.prepare.layout import shard_of
 
 _BATCH_TOKENS = 8192
 
@@ -130,22 +132,26 @@ def _all(dataset: Dataset) -> Iterator[_Share]:
 
 def _chosen(dataset: Dataset, users: Sequence[str]) -> Iterator[_Share]:
     """Where the users with these keys lie, a member at a time."""
-    table = dataset.read_users()
     keys: object = list(dict.fromkeys(users))
     if dataset.manifest.user_type == "int64":
         try:
-            keys = [int(key) for key in users]
+            keys = list(dict.fromkeys(int(key) for key in users))
         except ValueError as error:
             raise LonghaulError(f"the users of {dataset.url} are integers: {error}") from error
-    wanted = pa.array(keys, table.schema.field("key").type)
-    absent = pc.filter(wanted, pc.invert(pc.is_in(wanted, table.column("key"))))
-    if len(absent):
-        raise LonghaulError(f"user {absent[0].as_py()} is not in {dataset.url}")
-    rows = table.filter(pc.is_in(table.column("key"), wanted)).sort_by(
-        [("member", "ascending"), ("position", "ascending")]
-    )
-    places = zip(
-        rows.column("member").to_pylist(), rows.column("position").to_pylist(), strict=True
-    )
-    for member, group in groupby(places, key=lambda place: place[0]):
-        yield member, np.array([position for _, position in group])
+    wanted = pa.array(keys)
+    homes = shard_of(hash_keys(wanted), len(dataset.manifest.shards))
+    for shard in np.unique(homes).tolist():
+        here = wanted.filter(pa.array(homes == shard))
+        table = dataset.read_users(shard)
+        here = here.cast(table.schema.field("key").type)
+        absent = pc.filter(here, pc.invert(pc.is_in(here, table.column("key"))))
+        if len(absent):
+            raise LonghaulError(f"user {absent[0].as_py()} is not in {dataset.url}")
+        rows = table.filter(pc.is_in(table.column("key"), here))
+        places = zip(
+            (dataset.first_member(shard) + rows.column("member").to_numpy()).tolist(),
+            rows.column("position").to_pylist(),
+            strict=True,
+        )
+        for member, group in groupby(places, key=lambda place: place[0]):
+            yield member, np.array([position for _, position in group])

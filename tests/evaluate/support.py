@@ -118,7 +118,7 @@ def write_dataset(
         counts={},
         index=file,
         items=file,
-        user_keys=file,
+        user_keys=[],
         shards=[],
         lineage=Lineage(inputs=[], options={}, version="0"),
     )

@@ -185,21 +185,25 @@ def check_contract(dataset: Dataset, shard_bytes: int = 128 * 2**20) -> None:
     width = 4 + 8 * (one.times is not None) + (one.actions is not None)
     assert len(manifest.shards) == max(1, math.ceil(events * width / shard_bytes))
     contents = {}
-    for file in [*manifest.shards, manifest.index, manifest.items, manifest.user_keys]:
+    for file in [*manifest.shards, manifest.index, manifest.items, *manifest.user_keys]:
         content = (Path(dataset.url) / file.path).read_bytes()
         assert len(content) == file.bytes
         assert hashlib.sha256(content).hexdigest() == file.sha256
         contents[Path(file.path).name] = content
     names = [Path(file.path).name for file in manifest.shards]
     members = [dataset.read(number) for number in range(len(dataset))]
-    homes = table(dataset.url, manifest.user_keys.path)
-    assert homes["key"] == sorted(users, key=sort_key)
-    for key, shard, member, position, count in zip(*homes.values(), strict=True):
-        assert shard == stable_hash(key) * len(names) >> 64
-        assert dataset.shard[member] == names[shard]
-        stored = members[member].users[position]
-        assert (int(stored) if isinstance(key, int) else bytes(stored).decode()) == key
-        assert count == len(histories[key].items)
+    mapped = []
+    for shard in range(len(names)):
+        homes = dataset.read_users(shard).to_pydict()
+        mapped += homes["key"]
+        for key, member, position, count in zip(*homes.values(), strict=True):
+            assert shard == stable_hash(key) * len(names) >> 64
+            member += dataset.first_member(shard)
+            assert dataset.shard[member] == names[shard]
+            stored = members[member].users[position]
+            assert (int(stored) if isinstance(key, int) else bytes(stored).decode()) == key
+            assert count == len(histories[key].items)
+    assert mapped == users
 
     # Members lie back to back in the order of the index, and are neither too large nor too few.
     end = 0
@@ -223,6 +227,25 @@ def check_contract(dataset: Dataset, shard_bytes: int = 128 * 2**20) -> None:
     assert items["key"] == sorted(everything, key=sort_key)
     assert items["events"] == [everything[key] for key in items["key"]]
     assert items["train_events"] == [trained[key] for key in items["key"]]
+    recent = recent_events(manifest, histories)
+    assert items["recent_events"] == [recent[key] for key in items["key"]]
+
+
+def recent_events(manifest: Manifest, histories: dict[Key, History]) -> Counter[Key]:
+    """Training events of the last seven days of training; without times each user's last ten."""
+    unit = manifest.timestamp_unit
+    if unit is None:
+        return Counter(item for h in histories.values() for item in h.items[: h.marks[0]][-10:])
+    pairs = [
+        (item, time)
+        for h in histories.values()
+        for item, time in zip(h.items[: h.marks[0]], h.times[: h.marks[0]], strict=True)
+    ]
+    end = manifest.split.train_end
+    if end is None:
+        end = 1 + max((time for _, time in pairs), default=0)
+    week = 7 * 86_400 * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    return Counter(item for item, time in pairs if time >= end - week)
 
 
 def short(value: Any) -> str:

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.errors import LonghaulError
 from pipeline.prepare import explain
-from pipeline.prepare.histories import check_sizes
 from pipeline.prepare.inputs import Source
+from pipeline.prepare.layout import check_sizes
 from tests.prepare.oracle import run, short
 
 TIMES: dict[str, Any] = {"timestamp": "t"}

@@ -294,7 +294,12 @@ from tests.prepare.test_errors import RATINGS, TIMES, failure
         ),
         ("a.csv", b"user,item", {}, "no events in a.csv; check the columns ['user', 'item']"),
         ("a.txt", b"\n \n", {}, "no events in a.txt; check the columns ['user', 'item']"),
-        ("a.jsonl", b"\n", {}, "no events in a.jsonl; check the columns ['user', 'item']"),
+        (
+            "a.jsonl",
+            b"\n",
+            {},
+            "a.jsonl holds only blank lines, where JSON objects should be",
+        ),
         (
             "a.log",
             b"1 2\n",

@@ -1,11 +1,15 @@
 """The hash of users and the codes of keys, against published values and plain Python."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.prepare.keys import KeyColumn, finalise, fnv1a, hash_keys
+from pipeline.prepare.keys import KeyColumn, NeedsStrings, finalise, fnv1a, hash_keys
+from pipeline.prepare.order import by_user_and_time, coded, coded_by_hash, stable_order
 from tests.prepare.oracle import sort_key, stable_hash, typed
 
 
@@ -49,11 +53,39 @@ def test_hash_of_strings(keys: list[str], skip: int) -> None:
     )
 )
 def test_codes_index_the_sorted_keys(batches: list[list[str]]) -> None:
-    column = KeyColumn("c", "user id")
-    for batch in batches:
-        column.add(pa.array(batch), typed=False, place=str)
-    keys, codes = column.finish()
     rows = typed([key for batch in batches for key in batch])
+    strings = any(isinstance(row, str) for row in rows)
+    column = KeyColumn("user", "c", strings)
+    keys, codes = coded(pa.concat_arrays([column.typed(pa.array(each), str) for each in batches]))
     # By UTF-8 bytes: not the order of UTF-16, in which U+1D11E comes before U+FFFF.
     assert keys.to_pylist() == sorted(set(rows), key=sort_key)
     assert [keys[code].as_py() for code in codes.tolist()] == rows
+
+
+@pytest.mark.parametrize("batch", [["1", "x"], ["01"], ["+7"], [""], np.array([2**64 - 1])])
+def test_what_is_no_integer_asks_for_strings(batch: Any) -> None:
+    with pytest.raises(NeedsStrings):
+        KeyColumn("item", "c", strings=False).typed(pa.array(batch), str)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 50)))
+def test_codes_of_integers(keys: list[int]) -> None:
+    """Near together and far apart, which take different ways."""
+    found, codes = coded(pa.array(keys, pa.int64()))
+    assert found.to_pylist() == sorted(set(keys))
+    assert [found[code].as_py() for code in codes.tolist()] == keys
+    found, codes = coded_by_hash(pa.array(keys, pa.int64()))
+    assert found.to_pylist() == sorted(set(keys), key=lambda key: (stable_hash(key), key))
+    assert [found[code].as_py() for code in codes.tolist()] == keys
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0, 1, 2, 65_535, 65_536, 200_000]), st.integers(-3, 3))))
+def test_order_is_stable(rows: list[tuple[int, int]]) -> None:
+    users = np.array([user for user, _ in rows], np.uint32)
+    times = np.array([time for _, time in rows], np.int64)
+    numbered = range(len(rows))
+    assert stable_order(users, 200_001).tolist() == sorted(numbered, key=lambda n: rows[n][0])
+    ordered = by_user_and_time(users, 200_001, times).tolist()
+    assert ordered == sorted(numbered, key=lambda n: rows[n])

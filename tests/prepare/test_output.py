@@ -54,7 +54,7 @@ def test_overwrite_replaces_all_of_it(log: Path, tmp_path: Path) -> None:
         "manifest.json",
         "notes.md",
         "shards/00000.tar",
-        "users.parquet",
+        "users/00000.parquet",
     ]
     assert dataset.manifest.events == 2000
     assert "overwrite" not in dataset.manifest.lineage.options
@@ -104,9 +104,9 @@ def test_an_input_is_not_overwritten(log: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(log, out)
     with pytest.raises(LonghaulError) as error:
-        run(out / "users.parquet", out, user="key", item="shard", overwrite=True)
+        run(out / "items.parquet", out, user="key", item="item", overwrite=True)
     assert str(error.value) == (
-        f"input {out}/users.parquet lies in the output and would be replaced; move it"
+        f"input {out}/items.parquet lies in the output and would be replaced; move it"
     )
 
 
@@ -121,17 +121,26 @@ class Stop:
             raise self.error
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a defect")])
+@pytest.mark.parametrize("stage", ["read", "sort", "write"])
 @pytest.mark.parametrize("done", [0, 800, 2000])
-def test_nothing_is_left_when_writing_stops(
-    error: BaseException, done: int, log: Path, tmp_path: Path
+def test_what_stops_is_no_data_set_and_goes_on(
+    stage: str, done: int, log: Path, tmp_path: Path
 ) -> None:
-    options = PrepareOptions(inputs=[str(log)], output=f"{tmp_path}/out", shard_bytes=500)
-    with pytest.raises((KeyboardInterrupt, RuntimeError, LonghaulError)):
-        prepare(options, Stop("write", done, error))
-    assert not (tmp_path / "out").exists() or files(tmp_path / "out") == []
+    options = PrepareOptions(
+        inputs=[str(log)], output=f"{tmp_path}/out", shard_bytes=500, min_item_events=2
+    )
+    with pytest.raises(KeyboardInterrupt):
+        prepare(options, Stop(stage, done, KeyboardInterrupt()))
+    with pytest.raises(LonghaulError, match="no data set"):
+        open_dataset(f"{tmp_path}/out")
     prepare(options)
-    assert len(open_dataset(f"{tmp_path}/out")) > 0
+    whole = options.model_copy(update={"output": f"{tmp_path}/whole"})
+    prepare(whole)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files(folder)}
 
 
 @pytest.mark.parametrize("stage", ["read", "sort"])
@@ -168,14 +177,28 @@ def limited(options: dict[str, Any], most_bytes: int) -> subprocess.CompletedPro
     )
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(log: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_the_rest_goes_on(log: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = limited({"inputs": [str(log)], "output": str(out)}, 20_000)
     assert result.returncode == 1
     assert result.stderr == (
-        f"error: cannot write {out}/shards/00000.tar: OSError: [Errno 27] File too large\n"
+        f"error: cannot write {out}/shards/00000.tar: OSError: [Errno 27] File too large; "
+        f"what is done is kept in {out}/.work, and the same command goes on with it\n"
     )
-    assert files(out) == []
+    with pytest.raises(LonghaulError, match="no data set"):
+        open_dataset(str(out))
+    assert limited({"inputs": [str(log)], "output": str(out)}, 10_000_000).returncode == 0
+    assert not (out / ".work").exists()
+
+
+def test_a_disk_that_is_full_at_once_keeps_nothing(log: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = limited({"inputs": [str(log)], "output": str(out)}, 2_000)
+    assert result.stderr == (
+        f"error: cannot write {out}/.work/spill/00000-of-00001/00000.arrows: "
+        "OSError: [Errno 27] File too large\n"
+    )
+    assert not out.exists()
 
 
 def test_progress_tells_every_stage_to_its_end(log: Path, tmp_path: Path) -> None:
@@ -214,7 +237,8 @@ def test_the_manifest_goes_first_and_the_shards_last(log: Path, tmp_path: Path) 
         "manifest.json",
         "index.parquet",
         "items.parquet",
-        "users.parquet",
+        "users/00000.parquet",
+        "users/00001.parquet",
         "shards/00000.tar",
         "shards/00001.tar",
     ]

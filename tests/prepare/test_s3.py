@@ -92,12 +92,15 @@ def test_an_unreadable_bucket(bucket: str, tmp_path: Path, monkeypatch: pytest.M
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_nothing_is_left_in_a_bucket_when_writing_stops(bucket: str, tmp_path: Path) -> None:
+def test_what_stops_in_a_bucket_goes_on(bucket: str, tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("".join(f"{n % 50} {n % 7}\n" for n in range(2000)))
     options = PrepareOptions(
-        inputs=[f"{tmp_path}/log.txt"], output=f"{bucket}/out", shard_bytes=2000
+        inputs=[f"{tmp_path}/log.txt"], output=f"{bucket}/out", shard_bytes=2000, workers=1
     )
     with pytest.raises(KeyboardInterrupt):
-        prepare(options, Stop("write", 1000, KeyboardInterrupt()))
-    assert storage.files_below(bucket) == []
+        prepare(options, Stop("write", 1500, KeyboardInterrupt()))
+    assert not storage.exists(f"{bucket}/out/manifest.json")
+    made = storage.filesystem(bucket)[0].info(f"{bucket}/out/shards/00000.tar")["LastModified"]
     assert prepare(options).events == 2000
+    again = storage.filesystem(bucket)[0].info(f"{bucket}/out/shards/00000.tar")["LastModified"]
+    assert made == again

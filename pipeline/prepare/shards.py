@@ -1,0 +1,164 @@
+"""From runs to shards: who belongs to one, with what stays, and how often its items occur."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.manifest import Split
+from pipeline.member import TRAIN_END, decode_member
+from pipeline.prepare.deal import Partition
+from pipeline.prepare.histories import Histories, histories_of
+from pipeline.prepare.keys import hash_keys
+from pipeline.prepare.layout import shard_of
+from pipeline.prepare.order import coded
+from pipeline.prepare.runs import StoredRun
+from pipeline.prepare.split import split_marks
+from pipeline.prepare.work import check_whole
+from pipeline.prepare.write import Shard, ShardHistories, write_shard
+
+COUNTS = ("events", "train_events", "recent_events")
+
+
+@dataclass(frozen=True)
+class Recent:
+    """Which training events the recent popularity counts: those from time ``since`` on; without
+    times the last ``last`` of each user."""
+
+    since: int | None
+    last: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What all tasks share: where it goes, and what is kept as what.
+
+    shards: as many in all. most_users: in a member. ids: of each item of the vocabulary, u32; 0
+    where it goes. actions: u8 by the codes of actions in runs, or None. least: the events that a
+    user has to keep to stay.
+    """
+
+    output: str
+    shards: int
+    most_users: int
+    ids: np.ndarray
+    actions: np.ndarray | None
+    least: int
+    split: Split
+    recent: Recent
+
+
+@dataclass(frozen=True)
+class PlacedRun:
+    """A run, and the partition that it is of."""
+
+    partition: Partition
+    run: StoredRun
+
+    def meets(self, shard: int, shards: int) -> bool:
+        """Whether it may hold users of a shard."""
+        index, count = self.partition.index, self.partition.count
+        return index * shards < (shard + 1) * count and (index + 1) * shards > shard * count
+
+
+@dataclass(frozen=True, eq=False)
+class ItemCounts:
+    """How often items occur. items: u32 ``[n]``, different ids. counts: i64 ``[3, n]``, by
+    ``COUNTS``."""
+
+    items: np.ndarray
+    counts: np.ndarray
+
+
+def write_placed(
+    number: int, runs: list[PlacedRun], layout: Layout, advance: Callable[[int], None]
+) -> tuple[Shard, ItemCounts]:
+    """Write shard ``number`` from the runs that hold its users."""
+    met = [placed.run for placed in runs if placed.meets(number, layout.shards)]
+    # One that meets none is empty, as any run tells.
+    parts = [part for run in met or [runs[0].run] for part in _of_shard(run, number, layout)]
+    histories = _finished(_gathered(parts), layout)
+    shard = write_shard(layout.output, number, histories, layout.most_users, advance)
+    return shard, count_items(histories, layout.recent)
+
+
+def _of_shard(run: StoredRun, shard: int, layout: Layout) -> Iterator[tuple[pa.Array, Histories]]:
+    """Users of the run that belong to the shard, and their histories, in pieces."""
+    keys = run.user_keys()
+    homes = shard_of(hash_keys(keys), layout.shards)
+    first, last = np.searchsorted(homes, [shard, shard + 1]).tolist()
+    ids = layout.ids[run.codes()]
+    for part in histories_of(run, run.lengths(), ids, layout.least, first, last):
+        yield keys.take(pa.array(part.users)), part
+
+
+def _gathered(parts: list[tuple[pa.Array, Histories]]) -> tuple[pa.Array, Histories]:
+    keys = pa.concat_arrays([found for found, _ in parts])
+
+    def joined(name: str) -> np.ndarray | None:
+        arrays = [getattr(part, name) for _, part in parts]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    names = ("users", "lengths", "items", "times", "actions")
+    return keys, Histories(*(joined(name) for name in names))  # type: ignore[arg-type]
+
+
+def _finished(found: tuple[pa.Array, Histories], layout: Layout) -> ShardHistories:
+    keys, histories = found
+    actions = histories.actions
+    return ShardHistories(
+        user_keys=keys,
+        lengths=histories.lengths,
+        splits=split_marks(layout.split, histories.lengths, histories.times),
+        items=histories.items,
+        times=histories.times,
+        actions=None if actions is None or layout.actions is None else layout.actions[actions],
+    )
+
+
+def count_items(shard: ShardHistories, recent: Recent) -> ItemCounts:
+    """How often the items of a shard occur in all, in training, and in training of late."""
+    ends = np.cumsum(shard.lengths)
+    trained_end = ends - shard.lengths + shard.splits[:, TRAIN_END]
+    left = np.repeat(trained_end, shard.lengths) - np.arange(len(shard.items))  # 1: the last one
+    trained = left > 0
+    if recent.since is None:
+        of_late = trained & (left <= recent.last)
+    else:
+        assert shard.times is not None
+        of_late = trained & (shard.times >= recent.since)
+    found, codes = coded(pa.array(shard.items.astype(np.int64)))
+    chosen = (codes, codes[trained], codes[of_late])
+    counts = np.stack([np.bincount(each, minlength=len(found)) for each in chosen])
+    return ItemCounts(found.to_numpy().astype(np.uint32), counts)
+
+
+def count_stored(
+    shard: Shard, layout: Layout, advance: Callable[[int], None]
+) -> tuple[Shard, ItemCounts]:
+    """What ``write_placed`` returned for a shard that an earlier start wrote, read back.
+
+    Raises LonghaulError where it is not whole.
+    """
+    check_whole(layout.output, [shard.file, shard.users])
+    url = storage.join(layout.output, shard.file.path)
+    found = []
+    for row in shard.index:
+        content = storage.read_bytes(url, row["start"], row["stop"])
+        found.append(decode_member(content, row["member"]))
+        advance(row["events"])
+    times = [member.timestamps for member in found if member.timestamps is not None]
+    histories = ShardHistories(
+        user_keys=None,
+        lengths=np.concatenate([_NONE, *(member.lengths() for member in found)]),
+        splits=np.concatenate([np.empty((0, 4), np.uint32), *(member.splits for member in found)]),
+        items=np.concatenate([_NONE, *(member.items for member in found)]),
+        times=np.concatenate([_NONE, *times]) if layout.recent.since is not None else None,
+        actions=None,
+    )
+    return shard, count_items(histories, layout.recent)
+
+
+_NONE = np.empty(0, np.int64)

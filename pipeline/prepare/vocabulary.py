@@ -1,0 +1,35 @@
+"""All items of a log, merged from those of its runs: sorted keys, whose positions are codes."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.prepare.order import coded
+
+_AT_ONCE = 2**24  # keys that are merged together, where they are many
+
+Counted = tuple[pa.Array, np.ndarray]
+"""Different keys, sorted, and how many events each has, i64."""
+
+
+def merge(parts: Iterable[Counted]) -> Counted:
+    """The keys of all parts, with the sums of their events."""
+    waiting: list[Counted] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(len(keys) for keys, _ in waiting) > _AT_ONCE:
+            waiting = [_merged(waiting)]
+    return _merged(waiting)
+
+
+def _merged(parts: list[Counted]) -> Counted:
+    if len(parts) == 1:
+        return parts[0]
+    keys, codes = coded(pa.concat_arrays([keys for keys, _ in parts]))
+    events = np.zeros(len(keys), np.int64)
+    start = 0
+    for part, counted in parts:  # keys of one part differ, so no entry is met twice in one
+        events[codes[start : start + len(part)]] += counted
+        start += len(part)
+    return keys, events
