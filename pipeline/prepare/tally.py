@@ -30,8 +30,8 @@ class Tally:
             return self if other.events == 0 else other
         count = max(len(self.actions), len(other.actions))
         actions = np.zeros(count, np.int64)
-        actions[: len(self.actions)] += self.actions
-        actions[: len(other.actions)] += other.actions
+        for each in (self, other):
+            actions[: len(each.actions)] += np.array(each.actions, np.int64)
         return Tally(
             users=self.users + other.users,
             events=self.events + other.events,
