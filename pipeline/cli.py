@@ -45,6 +45,7 @@ def _prepare_command() -> None:
 
         [bold]longhaul prepare ml-1m.txt --output data/ml-1m[/bold]   (lines "user item")
         """
+        from pipeline.prepare.card_page import write_page
         from pipeline.progress import bar
 
         options = validated(PrepareOptions, values)
@@ -52,6 +53,7 @@ def _prepare_command() -> None:
             manifest = prepare(
                 options, lambda stage, done, total: progress.update(done, total, stage)
             )
+        page = write_page(options.output)
         for name, count in manifest.counts.items():
             typer.echo(f"{name.replace('_', ' '):>28} {count:>14,}")
         typer.echo(
@@ -59,6 +61,7 @@ def _prepare_command() -> None:
             f"events in {manifest.members:,} members, {len(manifest.shards)} shards: "
             f"{options.output}"
         )
+        typer.echo(f"card: {page}")
 
 
 _prepare_command()

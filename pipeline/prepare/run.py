@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import tempfile
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,10 +20,12 @@ from typing import TypeVar
 import numpy as np
 import psutil
 import pyarrow as pa
+from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.manifest import MANIFEST, SCHEMA_VERSION, Lineage, Manifest, Split
+from pipeline.prepare.card import CARD, Traits, card_of
 from pipeline.prepare.deal import Dealt, Partition, deal, deal_again, remove
 from pipeline.prepare.engine import Advance, Meter, Progress, run_tasks
 from pipeline.prepare.filters import Counts, Survey, filter_counts, survey_runs
@@ -149,14 +152,14 @@ class _Preparation:
             counts.note(name, sum(each.removed.get(name, 0) for each in dealt))
         newest = [each.newest for each in dealt if each.newest is not None]
         split = resolve_split(self._options, max(newest, default=None), kinds.unit)
-        runs, done = self._sort(dealt, actions, split)
+        runs, done = self._sort(dealt, actions, split, kinds)
         for name in next(iter(done.values())).removed:
             counts.note(name, sum(each.removed[name] for each in done.values()))
         keys, start = self._number(runs, done)
         left, stay = filter_counts(start, self._options, split, counts, partial(self._survey, runs))
         check_parts(left.tally, split, kinds.unit)
         layout, names = self._layout(left.tally, stay, split, actions, kinds)
-        shards, occurrences = self._write(runs, layout, left.tally.events)
+        shards, occurrences, lengths = self._write(runs, layout, left.tally.events)
         kept = keys.filter(pa.array(stay))
         sizes = {"users": left.tally.users, "items": len(kept), "events": left.tally.events}
         index = write_index(self._output, shards)
@@ -182,10 +185,15 @@ class _Preparation:
                 version=_version(),
             ),
         )
-        # Not storage.write_json: that sorts keys, and the counts are told in the order applied.
-        content = manifest.model_dump_json(indent=2).encode() + b"\n"
-        storage.write_bytes(storage.join(self._output, MANIFEST), content)
+        found = sum((each.traits for each in done.values()), Traits())
+        self._write_document(CARD, card_of(manifest, found, lengths, occurrences[0]))
+        self._write_document(MANIFEST, manifest)
         return manifest
+
+    def _write_document(self, name: str, document: BaseModel) -> None:
+        # Not storage.write_json: that sorts keys, and the counts are told in the order applied.
+        content = document.model_dump_json(indent=2).encode() + b"\n"
+        storage.write_bytes(storage.join(self._output, name), content)
 
     def _deal(self, pieces: list[Piece], kinds: Kinds) -> tuple[Kinds, list[Dealt]]:
         """Deal all events to partitions; and what the columns turned out to hold."""
@@ -243,7 +251,7 @@ class _Preparation:
         return names
 
     def _sort(
-        self, dealt: list[Dealt], actions: list[str], split: Split
+        self, dealt: list[Dealt], actions: list[str], split: Split, kinds: Kinds
     ) -> tuple[list[PlacedRun], dict[Partition, Sorted]]:
         """Sort every partition that holds something to a run."""
         codes = {name: code for code, name in enumerate(actions)}
@@ -261,6 +269,7 @@ class _Preparation:
                     known,
                     self._options,
                     split,
+                    kinds.unit,
                     self._spill,
                     self._run_url(partition),
                 )
@@ -368,13 +377,15 @@ class _Preparation:
 
     def _write(
         self, runs: list[PlacedRun], layout: Layout, events: int
-    ) -> tuple[list[Shard], np.ndarray]:
-        """Write all shards; and i64 ``[3, V]``, how often each item occurs, by ``COUNTS``."""
+    ) -> tuple[list[Shard], np.ndarray, Counter[int]]:
+        """Write all shards; i64 ``[3, V]``, how often each item occurs, by ``COUNTS``; and users by
+        number of events."""
         if self._work.kept("cleared", bool) is None:
             # Nothing was touched so far: a mistake in the input leaves an older data set as it is.
             clear_output(self._output)
             self._work.keep("cleared", True)
         occurrences = np.zeros((len(COUNTS), int(layout.ids.max())), np.int64)
+        lengths: Counter[int] = Counter()
         meter = Meter(self._progress, "write", events)
         shards: dict[int, Shard] = {}
         tasks = {}
@@ -391,10 +402,11 @@ class _Preparation:
             ):
                 self._work.keep(f"shard-{int(name):05d}", shard)
                 shards[int(name)] = shard
-                occurrences[:, counted.items - 1] += counted.counts
+                occurrences[:, counted.items - 1] += counted.occurrences
+                lengths.update(counted.lengths)
         except LonghaulError as error:
             raise _Unfinished(str(error)) from error
-        return [shards[number] for number in range(layout.shards)], occurrences
+        return [shards[number] for number in range(layout.shards)], occurrences, lengths
 
     def _writers(self, events: int, layout: Layout) -> int:
         """How many shards fit into memory at a time."""

@@ -1,5 +1,6 @@
 """From runs to shards: who belongs to one, with what stays, and how often its items occur."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -64,24 +65,25 @@ class PlacedRun:
 
 
 @dataclass(frozen=True, eq=False)
-class ItemCounts:
-    """How often items occur. items: u32 ``[n]``, different ids. counts: i64 ``[3, n]``, by
-    ``COUNTS``."""
+class ShardCounts:
+    """What is counted of a shard. items: u32 ``[n]``, different ids, and how often each occurs, i64
+    ``[3, n]`` by ``COUNTS``. lengths: users by number of events."""
 
     items: np.ndarray
-    counts: np.ndarray
+    occurrences: np.ndarray
+    lengths: Counter[int]
 
 
 def write_placed(
     number: int, runs: list[PlacedRun], layout: Layout, advance: Callable[[int], None]
-) -> tuple[Shard, ItemCounts]:
+) -> tuple[Shard, ShardCounts]:
     """Write shard ``number`` from the runs that hold its users."""
     met = [placed.run for placed in runs if placed.meets(number, layout.shards)]
     # One that meets none is empty, as any run tells.
     parts = [part for run in met or [runs[0].run] for part in _of_shard(run, number, layout)]
     histories = _finished(_gathered(parts), layout)
     shard = write_shard(layout.output, number, histories, layout.most_users, advance)
-    return shard, count_items(histories, layout.recent)
+    return shard, count_shard(histories, layout.recent)
 
 
 def _of_shard(run: StoredRun, shard: int, layout: Layout) -> Iterator[tuple[pa.Array, Histories]]:
@@ -118,8 +120,8 @@ def _finished(found: tuple[pa.Array, Histories], layout: Layout) -> ShardHistori
     )
 
 
-def count_items(shard: ShardHistories, recent: Recent) -> ItemCounts:
-    """How often the items of a shard occur in all, in training, and in training of late."""
+def count_shard(shard: ShardHistories, recent: Recent) -> ShardCounts:
+    """What is counted of a shard: items in all, in training, and in training of late."""
     ends = np.cumsum(shard.lengths)
     trained_end = ends - shard.lengths + shard.splits[:, TRAIN_END]
     left = np.repeat(trained_end, shard.lengths) - np.arange(len(shard.items))  # 1: the last one
@@ -131,13 +133,18 @@ def count_items(shard: ShardHistories, recent: Recent) -> ItemCounts:
         of_late = trained & (shard.times >= recent.since)
     found, codes = coded(pa.array(shard.items.astype(np.int64)))
     chosen = (codes, codes[trained], codes[of_late])
-    counts = np.stack([np.bincount(each, minlength=len(found)) for each in chosen])
-    return ItemCounts(found.to_numpy().astype(np.uint32), counts)
+    occurrences = np.stack([np.bincount(each, minlength=len(found)) for each in chosen])
+    lengths, users = np.unique(shard.lengths, return_counts=True)
+    return ShardCounts(
+        found.to_numpy().astype(np.uint32),
+        occurrences,
+        Counter(dict(zip(lengths.tolist(), users.tolist(), strict=True))),
+    )
 
 
 def count_stored(
     shard: Shard, layout: Layout, advance: Callable[[int], None]
-) -> tuple[Shard, ItemCounts]:
+) -> tuple[Shard, ShardCounts]:
     """What ``write_placed`` returned for a shard that an earlier start wrote, read back.
 
     Raises LonghaulError where it is not whole.
@@ -158,7 +165,7 @@ def count_stored(
         times=np.concatenate([_NONE, *times]) if layout.recent.since is not None else None,
         actions=None,
     )
-    return shard, count_items(histories, layout.recent)
+    return shard, count_shard(histories, layout.recent)
 
 
 _NONE = np.empty(0, np.int64)
