@@ -10,15 +10,13 @@ import json
 import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import psutil
 import pyarrow as pa
 from pydantic import BaseModel
 
@@ -26,35 +24,27 @@ from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.manifest import MANIFEST, SCHEMA_VERSION, Lineage, Manifest, Split
 from pipeline.prepare.card import CARD, Traits, card_of
-from pipeline.prepare.deal import Dealt, Partition, deal, deal_again, remove
+from pipeline.prepare.deal import Dealt
 from pipeline.prepare.engine import Advance, Meter, Progress, run_tasks
 from pipeline.prepare.filters import Counts, Survey, filter_counts, survey_runs
 from pipeline.prepare.formats import wanted
 from pipeline.prepare.inputs import Source, list_sources
-from pipeline.prepare.keys import NeedsStrings
 from pipeline.prepare.layout import check_sizes, shard_count, users_per_member
 from pipeline.prepare.options import PER_SECOND, PrepareOptions
 from pipeline.prepare.output import WORK, check_output, clear_output
 from pipeline.prepare.read import Kinds, Piece, survey
-from pipeline.prepare.runs import StoredRun
-from pipeline.prepare.shards import COUNTS, Layout, PlacedRun, Recent, count_stored, write_placed
-from pipeline.prepare.sort import Sorted, sort
+from pipeline.prepare.shards import COUNTS, Layout, Recent, count_stored, write_placed
+from pipeline.prepare.shuffle import Limits, PlacedRun, Shuffle, limits_of
+from pipeline.prepare.sort import Sorted
 from pipeline.prepare.split import resolve_split
 from pipeline.prepare.tally import Tally, check_parts
 from pipeline.prepare.vocabulary import merge
-from pipeline.prepare.work import Work, check_whole
+from pipeline.prepare.work import Unfinished, Work
 from pipeline.prepare.write import Shard, write_index, write_items
 
 T = TypeVar("T")
 
-_TASK_ROWS = 2**24  # dealt by one task
-_BASE = 300 << 20  # bytes that the process takes before it holds any event
-_LEAST_MEMORY = 512 << 20
 _RECENT_DAYS, _RECENT_EVENTS = 7, 10
-
-
-class _Unfinished(LonghaulError):
-    """Nothing is wrong with the input: what is done is worth keeping."""
 
 
 def run(options: PrepareOptions, progress: Progress | None = None) -> Manifest:
@@ -65,11 +55,11 @@ def run(options: PrepareOptions, progress: Progress | None = None) -> Manifest:
     pieces, kinds = survey(options, sources)
     work = Work(_work_folder(options, output), _fingerprint(options, sources))
     preparation = _Preparation(
-        options, output, work, _limits(options), progress or (lambda stage, done, total: None)
+        options, output, work, limits_of(options), progress or (lambda stage, done, total: None)
     )
     try:
         manifest = preparation.run(pieces, kinds)
-    except _Unfinished as error:
+    except Unfinished as error:
         raise LonghaulError(
             f"{error}; what is done is kept in {work.url}, and the same command goes on with it"
         ) from error
@@ -81,23 +71,6 @@ def run(options: PrepareOptions, progress: Progress | None = None) -> Manifest:
         raise
     work.remove()
     return manifest
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many tasks run at a time, and the bytes of memory that each may take."""
-
-    workers: int
-    memory: int
-
-
-def _limits(options: PrepareOptions) -> Limits:
-    memory = options.memory or max(_LEAST_MEMORY, psutil.virtual_memory().available // 2)
-    if memory < _LEAST_MEMORY:
-        raise LonghaulError(f"memory: {memory:,} bytes are too few, give at least 512MiB")
-    workers = options.workers or len(psutil.Process().cpu_affinity())
-    workers = max(1, min(workers, (memory - _BASE) // (200 << 20)))
-    return Limits(workers, (memory - _BASE) // workers)
 
 
 def _work_folder(options: PrepareOptions, output: str) -> str:
@@ -142,19 +115,19 @@ class _Preparation:
         self._work = work
         self._limits = limits
         self._progress = progress
-        self._spill = Path(work.place("spill"))
+        self._shuffle = Shuffle(options, work, limits, progress)
 
     def run(self, pieces: list[Piece], kinds: Kinds) -> Manifest:
-        kinds, dealt = self._deal(pieces, kinds)
-        counts = Counts(sum(each.events for each in dealt))
-        actions = self._actions(dealt)
+        kinds, dealt = self._shuffle.deal(pieces, kinds)
+        counts = Counts(_read(dealt, self._options))
+        actions = action_names(dealt, self._options)
         for name in _row_filters(self._options):
             counts.note(name, sum(each.removed.get(name, 0) for each in dealt))
         newest = [each.newest for each in dealt if each.newest is not None]
         split = resolve_split(self._options, max(newest, default=None), kinds.unit)
-        runs, done = self._sort(dealt, actions, split, kinds)
-        for name in next(iter(done.values())).removed:
-            counts.note(name, sum(each.removed[name] for each in done.values()))
+        runs, done = self._shuffle.sort(dealt, actions, split, kinds)
+        for name in done[0].removed:
+            counts.note(name, sum(each.removed[name] for each in done))
         keys, start = self._number(runs, done)
         left, stay = filter_counts(start, self._options, split, counts, partial(self._survey, runs))
         check_parts(left.tally, split, kinds.unit)
@@ -185,7 +158,7 @@ class _Preparation:
                 version=_version(),
             ),
         )
-        found = sum((each.traits for each in done.values()), Traits())
+        found = sum((each.traits for each in done), Traits())
         self._write_document(CARD, card_of(manifest, found, lengths, occurrences[0]))
         self._write_document(MANIFEST, manifest)
         return manifest
@@ -195,136 +168,12 @@ class _Preparation:
         content = document.model_dump_json(indent=2).encode() + b"\n"
         storage.write_bytes(storage.join(self._output, name), content)
 
-    def _deal(self, pieces: list[Piece], kinds: Kinds) -> tuple[Kinds, list[Dealt]]:
-        """Deal all events to partitions; and what the columns turned out to hold."""
-        kinds = replace(kinds, strings=self._work.kept("strings", dict[str, bool]) or kinds.strings)
-        tasks = _grouped(pieces)
-        count = self._work.kept("partitions", int)
-        if count is None:
-            count = self._partition_count(pieces)
-            self._work.keep("partitions", count)
-        self._partitions = Partition(0, 1).split(count)
-        while True:
-            try:
-                dealt = self._each(
-                    Dealt,
-                    "read",
-                    {
-                        f"deal-{number:05d}": partial(
-                            deal, number, task, self._options, kinds, self._partitions, self._spill
-                        )
-                        for number, task in enumerate(tasks)
-                    },
-                    [sum(piece.bytes for piece in task) for task in tasks],
-                )
-                break
-            except NeedsStrings as needed:
-                # Integers were dealt by another hash than strings: all over again.
-                kinds = replace(kinds, strings=kinds.strings | {needed.use: True})
-                self._work.restart()
-                self._work.keep("strings", kinds.strings)
-                self._work.keep("partitions", count)
-        if not any(each.events for each in dealt.values()):
-            files = [file.path for each in dealt.values() for file in each.inputs]
-            where = files[0] if len(files) == 1 else f"the {len(files)} input files"
-            columns = list(wanted(self._options).values())
-            raise LonghaulError(f"no events in {where}; check the columns {columns}")
-        return kinds, list(dealt.values())
-
-    def _partition_count(self, pieces: list[Piece]) -> int:
-        """As many as make a partition fit into the memory of a task, by the look of the input."""
-        rows = sum(piece.rows for piece in pieces)
-        count = 1
-        while rows * 140 / count > self._limits.memory and count < 2**12:
-            count *= 2
-        return count
-
-    def _actions(self, dealt: list[Dealt]) -> list[str]:
-        """The names of all actions that events have, sorted."""
-        names = sorted({name for each in dealt for name in each.actions}, key=str.encode)
-        for name in self._options.keep_actions or ():
-            if name not in names:
-                shown = ", ".join(f"'{key}'" for key in names[:20])
-                raise LonghaulError(
-                    f"keep_actions names '{name}', which no event has; the data have {shown}"
-                )
-        return names
-
-    def _sort(
-        self, dealt: list[Dealt], actions: list[str], split: Split, kinds: Kinds
-    ) -> tuple[list[PlacedRun], dict[Partition, Sorted]]:
-        """Sort every partition that holds something to a run."""
-        codes = {name: code for code, name in enumerate(actions)}
-        known = [np.array([codes[name] for name in each.actions], np.uint16) for each in dealt]
-        sizes = self._fitting(dealt)
-        names = {partition.name: partition for partition in sizes}
-        found = self._each(
-            Sorted,
-            "sort",
-            {
-                partition.name: partial(
-                    sort,
-                    partition,
-                    rows,
-                    known,
-                    self._options,
-                    split,
-                    kinds.unit,
-                    self._spill,
-                    self._run_url(partition),
-                )
-                for partition, rows in sizes.items()
-            },
-            list(sizes.values()),
-            check=lambda name, each: check_whole(self._work.place("runs", name), each.files),
-            then=lambda name: remove(self._spill, names[name]),
-        )
-        done = dict(zip(sizes, found.values(), strict=True))
-        runs = [
-            PlacedRun(partition, StoredRun(self._run_url(partition)))
-            for partition, each in done.items()
-            if each.tally.events
-        ]
-        return runs, done
-
-    def _fitting(self, dealt: list[Dealt]) -> dict[Partition, int]:
-        """The partitions that hold something, and how many events; each fits into memory."""
-        rows = np.sum([each.rows for each in dealt], axis=0)
-        takes = np.sum([each.bytes for each in dealt], axis=0)
-        waiting = [
-            (partition, int(rows[n]), int(takes[n])) for n, partition in enumerate(self._partitions)
-        ]
-        fitting: dict[Partition, int] = {}
-        while waiting:
-            partition, count, need = waiting.pop(0)
-            if need <= self._limits.memory or partition.count >= 2**24:
-                if count:
-                    fitting[partition] = count
-                continue
-            ways = 2
-            while need / ways > self._limits.memory / 2:
-                ways *= 2
-            name = f"deal-{partition.name}"
-            again = self._work.kept(name, Dealt)
-            if again is None:
-                again = deal_again(partition, ways, len(dealt), self._spill)
-                self._work.keep(name, again)
-            remove(self._spill, partition)
-            parts = partition.split(ways)
-            waiting = [*zip(parts, again.rows, again.bytes, strict=True), *waiting]
-        return fitting
-
-    def _run_url(self, partition: Partition) -> str:
-        return self._work.place("runs", partition.name)
-
-    def _number(
-        self, runs: list[PlacedRun], done: Mapping[Partition, Sorted]
-    ) -> tuple[pa.Array, Survey]:
+    def _number(self, runs: list[PlacedRun], done: list[Sorted]) -> tuple[pa.Array, Survey]:
         """The keys of all items, of which every run learns its codes; and what there is."""
         keys, events = merge(placed.run.items() for placed in runs)
         for placed in runs:
             placed.run.number_items(keys)
-        return keys, Survey(sum((each.tally for each in done.values()), Tally()), events)
+        return keys, Survey(sum((each.tally for each in done), Tally()), events)
 
     def _survey(
         self, runs: list[PlacedRun], stay: np.ndarray, least: int, split: Split | None
@@ -405,7 +254,7 @@ class _Preparation:
                 occurrences[:, counted.items - 1] += counted.occurrences
                 lengths.update(counted.lengths)
         except LonghaulError as error:
-            raise _Unfinished(str(error)) from error
+            raise Unfinished(str(error)) from error
         return [shards[number] for number in range(layout.shards)], occurrences, lengths
 
     def _writers(self, events: int, layout: Layout) -> int:
@@ -413,49 +262,36 @@ class _Preparation:
         total = self._limits.memory * self._limits.workers
         return max(1, min(self._limits.workers, total // (80 * (events // layout.shards + 1))))
 
-    def _each(
-        self,
-        kind: type[T],
-        stage: str,
-        tasks: Mapping[str, Callable[[Advance], T]],
-        sizes: list[int],
-        check: Callable[[str, T], None] = lambda name, result: None,
-        then: Callable[[str], None] = lambda name: None,
-    ) -> dict[str, T]:
-        """The results of recorded tasks, by name.
 
-        ``check`` looks at what was recorded before; ``then`` hears of each that is recorded.
-        """
-        meter = Meter(self._progress, stage, sum(sizes))
-        found: dict[str, T] = {}
-        for name, size in zip(tasks, sizes, strict=True):
-            kept = self._work.kept(name, kind)
-            if kept is not None:
-                check(name, kept)
-                found[name] = kept
-                meter.advance(size)
-                then(name)
-        left = {name: task for name, task in tasks.items() if name not in found}
-        for name, result in run_tasks(left, self._limits.workers, meter.advance):
-            self._work.keep(name, result)
-            found[name] = result
-            then(name)
-        return {name: found[name] for name in tasks}
+def _read(dealt: list[Dealt], options: PrepareOptions) -> int:
+    """How many events were read. Raises LonghaulError for none."""
+    events = sum(each.events for each in dealt)
+    if not events:
+        files = [file.path for each in dealt for file in each.inputs]
+        where = files[0] if len(files) == 1 else f"the {len(files)} input files"
+        columns = list(wanted(options).values())
+        raise LonghaulError(f"no events in {where}; check the columns {columns}")
+    return events
+
+
+def action_names(dealt: list[Dealt], options: PrepareOptions) -> list[str]:
+    """The names of all actions that events have, sorted.
+
+    Raises LonghaulError where ``keep_actions`` names another.
+    """
+    names = sorted({name for each in dealt for name in each.actions}, key=str.encode)
+    for name in options.keep_actions or ():
+        if name not in names:
+            shown = ", ".join(f"'{key}'" for key in names[:20])
+            raise LonghaulError(
+                f"keep_actions names '{name}', which no event has; the data have {shown}"
+            )
+    return names
 
 
 def _row_filters(options: PrepareOptions) -> list[str]:
     """The filters on rows that were asked for, in the order applied."""
     return [name for name in ("min_rating", "keep_actions") if getattr(options, name) is not None]
-
-
-def _grouped(pieces: list[Piece]) -> list[list[Piece]]:
-    """Neighbours together, until they are worth a task."""
-    groups: list[list[Piece]] = [[]]
-    for piece in pieces:
-        if groups[-1] and sum(each.rows for each in groups[-1]) + piece.rows > _TASK_ROWS:
-            groups.append([])
-        groups[-1].append(piece)
-    return groups
 
 
 def _ignoring(task: Callable[[], T]) -> Callable[[Advance], T]:

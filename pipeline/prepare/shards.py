@@ -10,12 +10,12 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.manifest import Split
 from pipeline.member import TRAIN_END, decode_member
-from pipeline.prepare.deal import Partition
 from pipeline.prepare.histories import Histories, histories_of
 from pipeline.prepare.keys import hash_keys
 from pipeline.prepare.layout import shard_of
 from pipeline.prepare.order import coded
 from pipeline.prepare.runs import StoredRun
+from pipeline.prepare.shuffle import PlacedRun
 from pipeline.prepare.split import split_marks
 from pipeline.prepare.work import check_whole
 from pipeline.prepare.write import Shard, ShardHistories, write_shard
@@ -49,19 +49,6 @@ class Layout:
     least: int
     split: Split
     recent: Recent
-
-
-@dataclass(frozen=True)
-class PlacedRun:
-    """A run, and the partition that it is of."""
-
-    partition: Partition
-    run: StoredRun
-
-    def meets(self, shard: int, shards: int) -> bool:
-        """Whether it may hold users of a shard."""
-        index, count = self.partition.index, self.partition.count
-        return index * shards < (shard + 1) * count and (index + 1) * shards > shard * count
 
 
 @dataclass(frozen=True, eq=False)

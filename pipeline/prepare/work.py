@@ -17,6 +17,10 @@ T = TypeVar("T")
 _AT_ONCE = 2**24  # bytes
 
 
+class Unfinished(LonghaulError):
+    """Nothing is wrong with the input: what is done is worth keeping."""
+
+
 class Work:
     """The folder ``url`` of a preparation under way, for the plan with this ``fingerprint``."""
 
