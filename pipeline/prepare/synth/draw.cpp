@@ -167,16 +167,18 @@ extern "C" int64_t synth_count(User* users, int64_t count, int64_t end, int64_t 
     return total;
 }
 
-// The events that are due, in the order of (second, user). seconds, pairs, sorted: room for them.
+// The events that are due, in the order of (second, user).
 extern "C" int64_t synth_draw(User* users, uint16_t* recent, int64_t count, int64_t items,
                               const Column* columns, const uint32_t* firsts,
                               const uint16_t* topics, const uint32_t* topic_sums,
                               int64_t topic_count, const uint32_t* steps,
                               const uint32_t* rank_sums, int64_t ranks, const uint32_t* age_sums,
                               int64_t memory, int64_t markov_below, int64_t topical_below,
-                              int64_t start, int64_t end, int64_t events, uint32_t* seconds,
-                              uint64_t* pairs, uint64_t* sorted, int32_t* user_keys,
+                              int64_t start, int64_t end, int64_t events, int32_t* user_keys,
                               int32_t* item_keys, int64_t* times, int64_t threads) {
+    // Kept from slice to slice: to get as much memory from the system again takes longer.
+    thread_local std::vector<uint32_t> seconds;
+    thread_local std::vector<uint64_t> pairs, sorted;
     const Process p{uint64_t(items),
                     columns,
                     firsts,
@@ -190,6 +192,13 @@ extern "C" int64_t synth_draw(User* users, uint16_t* recent, int64_t count, int6
                     memory,
                     uint64_t(markov_below),
                     uint64_t(topical_below)};
+    if (events > int64_t(seconds.size())) {
+        seconds.resize(events);
+        pairs.resize(events);
+        sorted.resize(events);
+    }
+    uint32_t* const at_second = seconds.data();
+    uint64_t *const drawn = pairs.data(), *const ordered = sorted.data();
     const int64_t blocks = (count + BLOCK - 1) / BLOCK;
     std::vector<int64_t> offsets(blocks + 1, 0);
     for (int64_t b = 0; b < blocks; ++b) {
@@ -216,9 +225,9 @@ extern "C" int64_t synth_draw(User* users, uint16_t* recent, int64_t count, int6
             for (int64_t n = 0; n < lanes; ++n) {
                 Lane& own = lane[n];
                 const User& user = *own.user;
-                seconds[own.at] = uint32_t(second(user, user.done, own.word) - start);
+                at_second[own.at] = uint32_t(second(user, user.done, own.word) - start);
                 remember(p, own);
-                pairs[own.at++] = uint64_t(user.key) << 32 | (own.item + 1);
+                drawn[own.at++] = uint64_t(user.key) << 32 | (own.item + 1);
             }
             for (int64_t n = lanes - 1; n >= 0; --n)
                 if (lane[n].user->due == 0) lane[n] = lane[--lanes];
@@ -227,29 +236,30 @@ extern "C" int64_t synth_draw(User* users, uint16_t* recent, int64_t count, int6
 
     // A stable counting sort by second: every thread counts, then moves, its part of the events.
     const int64_t span = end - start;
-    std::vector<std::vector<int64_t>> places(threads, std::vector<int64_t>(span, 0));
+    threads = std::min(threads, 1 + events / span);
+    std::vector<std::vector<uint32_t>> places(threads, std::vector<uint32_t>(span, 0));
     share(threads, threads, [&](int64_t t) {
         for (int64_t i = events * t / threads; i < events * (t + 1) / threads; ++i)
-            ++places[t][seconds[i]];
+            ++places[t][at_second[i]];
     });
-    int64_t place = 0;
+    uint32_t place = 0;
     for (int64_t s = 0; s < span; ++s) {
-        const int64_t first = place;
+        const uint32_t first = place;
         for (int64_t t = 0; t < threads; ++t) {
-            const int64_t own = places[t][s];
+            const uint32_t own = places[t][s];
             places[t][s] = place;
             place += own;
         }
-        std::fill(times + first, times + place, start + s);
+        for (uint32_t i = first; i < place; ++i) times[i] = start + s;
     }
     share(threads, threads, [&](int64_t t) {
         for (int64_t i = events * t / threads; i < events * (t + 1) / threads; ++i)
-            sorted[places[t][seconds[i]]++] = pairs[i];
+            ordered[places[t][at_second[i]]++] = drawn[i];
     });
     share(threads, threads, [&](int64_t t) {
         for (int64_t i = events * t / threads; i < events * (t + 1) / threads; ++i) {
-            user_keys[i] = int32_t(sorted[i] >> 32);
-            item_keys[i] = int32_t(uint32_t(sorted[i]));
+            user_keys[i] = int32_t(ordered[i] >> 32);
+            item_keys[i] = int32_t(uint32_t(ordered[i]));
         }
     });
     return 0;

@@ -19,7 +19,8 @@ TRUTH = "truth.json"
 # A log of more events is a folder with a file a day, of the same name.
 ONE_FILE = 2**24
 _ROW_GROUP = 2**20
-_SCHEMA = pa.schema([("user", pa.int32()), ("item", pa.int32()), ("timestamp", pa.int64())])
+_TYPES = {"user": pa.int32(), "item": pa.int32(), "timestamp": pa.int64()}
+_SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _TYPES.items()])
 # Ids have no order to gain from: cut into planes of bytes, the upper ones are nearly constant, and
 # LZ4 takes those away. Times rise by nearly nothing.
 _ENCODING = {

@@ -58,8 +58,6 @@ def draw(process: Process, users: Users, start: int, end: int, threads: int) -> 
         start,
         end,
         events,
-        np.empty(events, np.uint32),
-        *np.empty((2, events), np.uint64),
         keys,
         items,
         times,
