@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from models.ops import extension
+from pipeline.cli import app
 from pipeline.errors import LonghaulError
 from pipeline.prepare.synth import (
     EVENTS,
@@ -147,7 +149,7 @@ def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "weights",
     [
-        np.ones(7),
+        *(np.full(size, 0.1) for size in (1, 3, 7, 49)),
         np.array([3.0]),
         np.array([1.0, 0.0, 0.0]),
         1.0 / np.arange(1, 1001),
@@ -398,3 +400,14 @@ def test_presets() -> None:
 def test_refused_options(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SynthOptions.model_validate(options)
+
+
+def test_the_command_takes_a_preset_and_what_differs_from_it(tmp_path: Path) -> None:
+    given = ["--preset", "yambda-5b", "--fraction", "0.000002", "--topics", "80"]
+    said = CliRunner().invoke(app, ["synth", str(tmp_path), *given])
+    assert said.exit_code == 0, said.output
+    # 80 is the default too, yet it was asked for; days were not.
+    options = Truth.load(f"{tmp_path}/{TRUTH}").options
+    assert (options.users, options.topics, options.days) == (2, 80, 301)
+    assert f"{options.events:,} events of 2 users" in said.output
+    assert pq.read_metadata(tmp_path / EVENTS).num_rows == options.events == 9_572

@@ -27,7 +27,10 @@ class Slice:
 
 
 def slices(options: SynthOptions, threads: int) -> Iterator[Slice]:
-    """All events. Memory holds the items, the users with what they remember, and one slice."""
+    """All events, no slice empty.
+
+    Memory holds the items' tables, the users with what they remember, and one slice.
+    """
     process, users = build_process(options), draw_users(options)
     compiled = kernel.available()
     seconds = slice_seconds(options)
@@ -39,7 +42,8 @@ def slices(options: SynthOptions, threads: int) -> Iterator[Slice]:
                 drawn = kernel.draw(process, users, start, end, threads)
             else:
                 drawn = reference.draw(process, users, start, end)
-            yield Slice(day, drawn[0], drawn[1], START + drawn[2])
+            if len(drawn[0]):
+                yield Slice(day, drawn[0], drawn[1], START + drawn[2])
 
 
 def slice_seconds(options: SynthOptions) -> int:

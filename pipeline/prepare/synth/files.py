@@ -1,11 +1,11 @@
 """The synthetic log as files: slices drawn ahead while the ones before them are written."""
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import TypeVar
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -46,7 +46,7 @@ def generate(
         storage.remove(storage.join(url, name))
     one_file = options.events <= ONE_FILE
     done = 0
-    drawn = _ahead(slices(options, len(psutil.Process().cpu_affinity())))
+    drawn = _ahead(slices(options, len(os.sched_getaffinity(0))))
     for day, parts in groupby(drawn, lambda part: 0 if one_file else part.day):
         file_url = whole if one_file else storage.join(whole, f"day-{day:05d}.parquet")
         with (

@@ -27,7 +27,7 @@ def available() -> bool:
 
 
 def draw(process: Process, users: Users, start: int, end: int, threads: int) -> Events:
-    """See ``reference.draw``; no event between the slice before and ``start``."""
+    """See ``reference.draw``; ``start`` is where the slice before ended."""
     from models.ops import extension
 
     library = _library()

@@ -52,7 +52,7 @@ def alias_table(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     size = len(weights)
     share = weights * (size / weights.sum())
-    givers = int(np.count_nonzero(share > 1))
+    givers = min(int(np.count_nonzero(share > 1)), size - 1)  # equal ones may all round up
     keep, other = np.minimum(share, 1.0), np.arange(size)
     if givers:
         given, taken = np.cumsum(share[:givers] - 1), np.cumsum(1 - share[givers:])
