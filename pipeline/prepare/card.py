@@ -5,7 +5,7 @@ They are counted in the passes that are made anyway; nothing is estimated.
 
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Literal
 
 import numpy as np
@@ -147,3 +147,16 @@ def _date(day: int) -> str:
         return datetime.fromtimestamp(day * 86_400, UTC).date().isoformat()
     except (ValueError, OverflowError):
         return f"day {day}"
+
+
+def traits_in(card: Card) -> Traits:
+    """The traits that a card tells."""
+    days = {_number(text): events for text, events in card.days.items()}
+    return Traits(card.ties or 0, card.duplicates or 0, days)
+
+
+def _number(text: str) -> int:
+    """What ``_date`` was given."""
+    if text.startswith("day "):
+        return int(text.removeprefix("day "))
+    return (date.fromisoformat(text) - date(1970, 1, 1)).days

@@ -5,10 +5,8 @@ write shards from the runs. What is done is recorded, so that another start goes
 """
 
 import hashlib
-import importlib.metadata
 import json
 import tempfile
-import tomllib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,29 +16,35 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.errors import LonghaulError
-from pipeline.manifest import MANIFEST, SCHEMA_VERSION, Lineage, Manifest, Split
+from pipeline.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Dataset,
+    Lineage,
+    Manifest,
+    Split,
+    open_dataset,
+)
+from pipeline.prepare.append import Appending, of_base
 from pipeline.prepare.card import CARD, Traits, card_of
-from pipeline.prepare.deal import Dealt
+from pipeline.prepare.deal import action_names, counts_of
 from pipeline.prepare.engine import Advance, Meter, Progress, run_tasks
-from pipeline.prepare.filters import Counts, Survey, filter_counts, survey_runs
-from pipeline.prepare.formats import wanted
+from pipeline.prepare.filters import Survey, filter_counts, survey_runs
 from pipeline.prepare.inputs import Source, list_sources
 from pipeline.prepare.layout import check_sizes, shard_count, users_per_member
-from pipeline.prepare.options import PER_SECOND, PrepareOptions
+from pipeline.prepare.options import PER_SECOND, PrepareOptions, lasting, version
 from pipeline.prepare.output import WORK, check_output, clear_output
 from pipeline.prepare.read import Kinds, Piece, survey
 from pipeline.prepare.shards import COUNTS, Layout, Recent, count_stored, write_placed
 from pipeline.prepare.shuffle import Limits, PlacedRun, Shuffle, limits_of
-from pipeline.prepare.sort import Sorted
 from pipeline.prepare.split import resolve_split
 from pipeline.prepare.tally import Tally, check_parts
-from pipeline.prepare.vocabulary import merge
+from pipeline.prepare.vocabulary import number_items
 from pipeline.prepare.work import Unfinished, Work
-from pipeline.prepare.write import Shard, write_index, write_items
+from pipeline.prepare.write import Shard, write_document, write_index, write_items
 
 T = TypeVar("T")
 
@@ -52,11 +56,21 @@ def run(options: PrepareOptions, progress: Progress | None = None) -> Manifest:
     output = storage.absolute(options.output)
     sources = list_sources(options)
     check_output(output, options.overwrite, [source.url for source in sources])
+    base = None if options.append is None else open_dataset(options.append)
+    if base is not None:
+        if f"{output}/".startswith(f"{base.url}/"):
+            raise LonghaulError(
+                f"output {output} lies in the data set that is extended; choose another folder"
+            )
+        options = of_base(options, base)
     pieces, kinds = survey(options, sources)
-    work = Work(_work_folder(options, output), _fingerprint(options, sources))
-    preparation = _Preparation(
-        options, output, work, limits_of(options), progress or (lambda stage, done, total: None)
-    )
+    work = Work(_work_folder(options, output), _fingerprint(options, sources, base))
+    tell: Progress = progress or (lambda stage, done, total: None)
+    preparation: Appending | _Preparation
+    if base is not None:
+        preparation = Appending(base, options, output, work, limits_of(options), tell)
+    else:
+        preparation = _Preparation(options, output, work, limits_of(options), tell)
     try:
         manifest = preparation.run(pieces, kinds)
     except Unfinished as error:
@@ -82,21 +96,17 @@ def _work_folder(options: PrepareOptions, output: str) -> str:
     return storage.join(tempfile.gettempdir(), f"longhaul-prepare-{name}")
 
 
-def _fingerprint(options: PrepareOptions, sources: list[Source]) -> str:
+def _fingerprint(options: PrepareOptions, sources: list[Source], base: Dataset | None) -> str:
     """What a data set is made of: another start may go on only with the same."""
     files = []
     for source in sources:
         fs, path = storage.filesystem(source.url)
         with storage.told(source.url, "look at"):
             files.append((source.url, source.bytes, fs.ukey(path)))
-    content = json.dumps([_lasting(options), files, _version(), SCHEMA_VERSION], default=str)
+    extended = None if base is None else (base.url, base.fingerprint)
+    made_of = [lasting(options), extended, files, version(), SCHEMA_VERSION]
+    content = json.dumps(made_of, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _lasting(options: PrepareOptions) -> dict[str, object]:
-    """The options that decide what the data set holds; not where and how it is made."""
-    passing = {"inputs", "output", "overwrite", "memory", "workers", "work"}
-    return options.model_dump(mode="json", exclude=passing)
 
 
 class _Preparation:
@@ -119,16 +129,15 @@ class _Preparation:
 
     def run(self, pieces: list[Piece], kinds: Kinds) -> Manifest:
         kinds, dealt = self._shuffle.deal(pieces, kinds)
-        counts = Counts(_read(dealt, self._options))
+        counts = counts_of(dealt, self._options)
         actions = action_names(dealt, self._options)
-        for name in _row_filters(self._options):
-            counts.note(name, sum(each.removed.get(name, 0) for each in dealt))
         newest = [each.newest for each in dealt if each.newest is not None]
         split = resolve_split(self._options, max(newest, default=None), kinds.unit)
         runs, done = self._shuffle.sort(dealt, actions, split, kinds)
         for name in done[0].removed:
             counts.note(name, sum(each.removed[name] for each in done))
-        keys, start = self._number(runs, done)
+        keys, events = number_items([placed.run for placed in runs])
+        start = Survey(sum((each.tally for each in done), Tally()), events)
         left, stay = filter_counts(start, self._options, split, counts, partial(self._survey, runs))
         check_parts(left.tally, split, kinds.unit)
         layout, names = self._layout(left.tally, stay, split, actions, kinds)
@@ -154,26 +163,14 @@ class _Preparation:
             shards=[shard.file for shard in shards],
             lineage=Lineage(
                 inputs=[file for each in dealt for file in each.inputs],
-                options=_lasting(self._options),
-                version=_version(),
+                options=lasting(self._options),
+                version=version(),
             ),
         )
         found = sum((each.traits for each in done), Traits())
-        self._write_document(CARD, card_of(manifest, found, lengths, occurrences[0]))
-        self._write_document(MANIFEST, manifest)
+        write_document(self._output, CARD, card_of(manifest, found, lengths, occurrences[0]))
+        write_document(self._output, MANIFEST, manifest)
         return manifest
-
-    def _write_document(self, name: str, document: BaseModel) -> None:
-        # Not storage.write_json: that sorts keys, and the counts are told in the order applied.
-        content = document.model_dump_json(indent=2).encode() + b"\n"
-        storage.write_bytes(storage.join(self._output, name), content)
-
-    def _number(self, runs: list[PlacedRun], done: list[Sorted]) -> tuple[pa.Array, Survey]:
-        """The keys of all items, of which every run learns its codes; and what there is."""
-        keys, events = merge(placed.run.items() for placed in runs)
-        for placed in runs:
-            placed.run.number_items(keys)
-        return keys, Survey(sum((each.tally for each in done), Tally()), events)
 
     def _survey(
         self, runs: list[PlacedRun], stay: np.ndarray, least: int, split: Split | None
@@ -263,45 +260,6 @@ class _Preparation:
         return max(1, min(self._limits.workers, total // (80 * (events // layout.shards + 1))))
 
 
-def _read(dealt: list[Dealt], options: PrepareOptions) -> int:
-    """How many events were read. Raises LonghaulError for none."""
-    events = sum(each.events for each in dealt)
-    if not events:
-        files = [file.path for each in dealt for file in each.inputs]
-        where = files[0] if len(files) == 1 else f"the {len(files)} input files"
-        columns = list(wanted(options).values())
-        raise LonghaulError(f"no events in {where}; check the columns {columns}")
-    return events
-
-
-def action_names(dealt: list[Dealt], options: PrepareOptions) -> list[str]:
-    """The names of all actions that events have, sorted.
-
-    Raises LonghaulError where ``keep_actions`` names another.
-    """
-    names = sorted({name for each in dealt for name in each.actions}, key=str.encode)
-    for name in options.keep_actions or ():
-        if name not in names:
-            shown = ", ".join(f"'{key}'" for key in names[:20])
-            raise LonghaulError(
-                f"keep_actions names '{name}', which no event has; the data have {shown}"
-            )
-    return names
-
-
-def _row_filters(options: PrepareOptions) -> list[str]:
-    """The filters on rows that were asked for, in the order applied."""
-    return [name for name in ("min_rating", "keep_actions") if getattr(options, name) is not None]
-
-
 def _ignoring(task: Callable[[], T]) -> Callable[[Advance], T]:
     """A task that tells nothing of how far it is."""
     return lambda advance: task()
-
-
-def _version() -> str:
-    """The version of the checkout that runs, else of the installed package."""
-    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
-    if project.is_file():
-        return str(tomllib.loads(project.read_text())["project"]["version"])
-    return importlib.metadata.version("longhaul")

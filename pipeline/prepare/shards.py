@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.manifest import Split
-from pipeline.member import TRAIN_END, decode_member
+from pipeline.member import TRAIN_END, Member, decode_member
 from pipeline.prepare.histories import Histories, histories_of
 from pipeline.prepare.keys import hash_keys
 from pipeline.prepare.layout import shard_of
@@ -68,7 +68,7 @@ def write_placed(
     met = [placed.run for placed in runs if placed.meets(number, layout.shards)]
     # One that meets none is empty, as any run tells.
     parts = [part for run in met or [runs[0].run] for part in _of_shard(run, number, layout)]
-    histories = _finished(_gathered(parts), layout)
+    histories = _finished(gathered(parts), layout)
     shard = write_shard(layout.output, number, histories, layout.most_users, advance)
     return shard, count_shard(histories, layout.recent)
 
@@ -83,7 +83,8 @@ def _of_shard(run: StoredRun, shard: int, layout: Layout) -> Iterator[tuple[pa.A
         yield keys.take(pa.array(part.users)), part
 
 
-def _gathered(parts: list[tuple[pa.Array, Histories]]) -> tuple[pa.Array, Histories]:
+def gathered(parts: list[tuple[pa.Array, Histories]]) -> tuple[pa.Array, Histories]:
+    """Keys of users and their histories, all parts one after another."""
     keys = pa.concat_arrays([found for found, _ in parts])
 
     def joined(name: str) -> np.ndarray | None:
@@ -115,8 +116,9 @@ def count_shard(shard: ShardHistories, recent: Recent) -> ShardCounts:
     trained = left > 0
     if recent.since is None:
         of_late = trained & (left <= recent.last)
+    elif shard.times is None:  # of an empty shard that was read back
+        of_late = trained
     else:
-        assert shard.times is not None
         of_late = trained & (shard.times >= recent.since)
     found, codes = coded(pa.array(shard.items.astype(np.int64)))
     chosen = (codes, codes[trained], codes[of_late])
@@ -136,23 +138,42 @@ def count_stored(
 
     Raises LonghaulError where it is not whole.
     """
-    check_whole(layout.output, [shard.file, shard.users])
-    url = storage.join(layout.output, shard.file.path)
-    found = []
-    for row in shard.index:
-        content = storage.read_bytes(url, row["start"], row["stop"])
-        found.append(decode_member(content, row["member"]))
-        advance(row["events"])
-    times = [member.timestamps for member in found if member.timestamps is not None]
-    histories = ShardHistories(
-        user_keys=None,
-        lengths=np.concatenate([_NONE, *(member.lengths() for member in found)]),
-        splits=np.concatenate([np.empty((0, 4), np.uint32), *(member.splits for member in found)]),
-        items=np.concatenate([_NONE, *(member.items for member in found)]),
-        times=np.concatenate([_NONE, *times]) if layout.recent.since is not None else None,
-        actions=None,
-    )
+    histories = read_back(layout.output, shard, advance)
     return shard, count_shard(histories, layout.recent)
 
 
+def read_back(folder: str, shard: Shard, advance: Callable[[int], None]) -> ShardHistories:
+    """The histories of a shard that was written to ``folder``; as ``count_stored``."""
+    check_whole(folder, [shard.file, shard.users])
+    url = storage.join(folder, shard.file.path)
+    members = []
+    for row in shard.index:
+        content = storage.read_bytes(url, row["start"], row["stop"])
+        members.append(decode_member(content, row["member"]))
+        advance(row["events"])
+    return histories_in(members)
+
+
+def histories_in(members: list[Member]) -> ShardHistories:
+    """The histories of all members of a shard."""
+    users = [member.users for member in members]
+    keys = (
+        pa.array(np.concatenate([_NONE, *users]))
+        if all(each.dtype == np.int64 for each in users)
+        else pa.array([key.decode() for each in users for key in each.tolist()], pa.large_string())
+    )
+    times = [member.timestamps for member in members if member.timestamps is not None]
+    actions = [member.actions for member in members if member.actions is not None]
+    return ShardHistories(
+        user_keys=keys,
+        lengths=np.concatenate([_NONE, *(member.lengths() for member in members)]),
+        splits=np.concatenate([_NO_MARKS, *(member.splits for member in members)]),
+        items=np.concatenate([_NO_ITEMS, *(member.items for member in members)]),
+        times=np.concatenate(times) if times else None,
+        actions=np.concatenate(actions) if actions else None,
+    )
+
+
 _NONE = np.empty(0, np.int64)
+_NO_ITEMS = np.empty(0, np.uint32)
+_NO_MARKS = np.empty((0, 4), np.uint32)

@@ -95,7 +95,7 @@ def run_of(
     actions = columns.pop("action").to_numpy()[rows] if "action" in columns else None
     found = traits(users, items, times, unit)
     if options.repeats != "none":
-        kept = _no_repeats(users, items, len(user_keys), len(item_keys), options.repeats == "all")
+        kept = ~repeated(users, items, len(user_keys), options.repeats == "all")
         removed["repeats"] = len(kept) - int(kept.sum())
         users, items = users[kept], items[kept]
         times = None if times is None else times[kept]
@@ -121,16 +121,15 @@ def _gathered(blocks: Iterator[spill.Columns]) -> spill.Columns:
     return {name: pa.concat_arrays(parts.pop(name)) for name in list(parts)}
 
 
-def _no_repeats(
-    users: np.ndarray, items: np.ndarray, user_count: int, item_count: int, everywhere: bool
-) -> np.ndarray:
-    """Which ordered events do not repeat the one before them, or any earlier one of their user."""
-    kept = np.ones(len(users), bool)
+def repeated(users: np.ndarray, items: np.ndarray, user_count: int, everywhere: bool) -> np.ndarray:
+    """Which ordered events repeat the one before them, or with ``everywhere`` any earlier one of
+    their user, bool ``[T]``. users: u32 below ``user_count``. items: u32."""
+    found = np.zeros(len(users), bool)
     if not everywhere:
-        kept[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
-        return kept
-    rows = stable_order(items, item_count)
+        found[1:] = (users[1:] == users[:-1]) & (items[1:] == items[:-1])
+        return found
+    rows = stable_order(items, int(items.max(initial=0)) + 1)
     rows = rows[stable_order(users[rows], user_count)]
     again = (users[rows][1:] == users[rows][:-1]) & (items[rows][1:] == items[rows][:-1])
-    kept[rows[1:][again]] = False
-    return kept
+    found[rows[1:][again]] = True
+    return found
