@@ -27,6 +27,9 @@ MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 ITEMS = "items.parquet"
 USERS = "users"
+# What the map of items counts as recent: the last days of training, or without times the last
+# events of each user's training part.
+RECENT_DAYS, RECENT_EVENTS = 7, 10
 SHARDS = "shards"
 
 INDEX_SCHEMA = pa.schema(

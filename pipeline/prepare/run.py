@@ -21,6 +21,8 @@ from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.manifest import (
     MANIFEST,
+    RECENT_DAYS,
+    RECENT_EVENTS,
     SCHEMA_VERSION,
     Dataset,
     Lineage,
@@ -47,8 +49,6 @@ from pipeline.prepare.work import Unfinished, Work
 from pipeline.prepare.write import Shard, write_document, write_index, write_items
 
 T = TypeVar("T")
-
-_RECENT_DAYS, _RECENT_EVENTS = 7, 10
 
 
 def run(options: PrepareOptions, progress: Progress | None = None) -> Manifest:
@@ -207,7 +207,7 @@ class _Preparation:
             end = split.train_end
             if end is None:
                 end = 1 + (left.newest_trained or 0)
-            since = end - _RECENT_DAYS * 86_400 * PER_SECOND[kinds.unit]
+            since = end - RECENT_DAYS * 86_400 * PER_SECOND[kinds.unit]
         width = 4 + 8 * (kinds.unit is not None) + (codes is not None)
         layout = Layout(
             output=self._output,
@@ -217,7 +217,7 @@ class _Preparation:
             actions=codes,
             least=self._options.min_user_events,
             split=split,
-            recent=Recent(since, _RECENT_EVENTS),
+            recent=Recent(since, RECENT_EVENTS),
         )
         return layout, None if codes is None else [actions[code] for code in used.tolist()]
 
