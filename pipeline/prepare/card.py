@@ -54,7 +54,13 @@ def traits(
         same = (np.diff(groups[order]) == 0) & (found[order][1:] == found[order][:-1])
         duplicates = int(same.sum())
     days = times // (86_400 * PER_SECOND[unit])
-    numbers, counts = np.unique(days, return_counts=True)
+    first, last = int(days.min()), int(days.max())
+    if last - first < 2**20:
+        counts = np.bincount(days - first)
+        numbers = np.flatnonzero(counts)
+        counts, numbers = counts[numbers], numbers + first
+    else:  # times in another unit than they are said to be
+        numbers, counts = np.unique(days, return_counts=True)
     return Traits(
         int(tied.sum()), duplicates, dict(zip(numbers.tolist(), counts.tolist(), strict=True))
     )

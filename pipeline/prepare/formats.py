@@ -30,7 +30,7 @@ Columns = dict[str, str]
 Batch = dict[str, pa.Array]
 
 _BLOCK = 16 * 2**20
-_ROWS = 2**20
+_ROWS = 2**21
 
 
 def wanted(options: PrepareOptions) -> Columns:

@@ -120,15 +120,25 @@ def count_shard(shard: ShardHistories, recent: Recent) -> ShardCounts:
         of_late = trained
     else:
         of_late = trained & (shard.times >= recent.since)
-    found, codes = coded(pa.array(shard.items.astype(np.int64)))
-    chosen = (codes, codes[trained], codes[of_late])
-    occurrences = np.stack([np.bincount(each, minlength=len(found)) for each in chosen])
     lengths, users = np.unique(shard.lengths, return_counts=True)
     return ShardCounts(
-        found.to_numpy().astype(np.uint32),
-        occurrences,
+        *_occurrences(shard.items, trained.astype(np.int64) + of_late),
         Counter(dict(zip(lengths.tolist(), users.tolist(), strict=True))),
     )
+
+
+def _occurrences(items: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ids, u32 ``[n]``, and how often each occurs with a kind of at least 0, 1 and 2,
+    i64 ``[3, n]``."""
+    size = int(items.max(initial=0)) + 1
+    ids, codes = np.arange(size), items
+    if size > 4 * len(items):  # few of very many items
+        keys, codes = coded(pa.array(items.astype(np.int64)))
+        ids, size = keys.to_numpy(), len(keys)
+    counts = np.bincount(codes + size * kinds, minlength=3 * size).reshape(3, size)
+    reached = np.stack([counts.sum(axis=0), counts[1] + counts[2], counts[2]])
+    used = reached[0] > 0
+    return ids[used].astype(np.uint32), reached[:, used]
 
 
 def count_stored(
