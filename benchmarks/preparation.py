@@ -2,9 +2,9 @@
 
     python -m benchmarks.preparation [--events 1e7 1e8 1e9] [--memory 8GiB] [--folder FOLDER]
 
-The log has the shape of Yambda-5B (``longhaul synth --preset yambda-5b``) and lies on disk before the
+The log has the shape of Yambda-5B (``longhaul synth --preset yambda-5b``) and is on disk before the
 clock starts; the data set is committed, every file flushed, when it stops. Memory is the resident
-memory of all processes together, disk what the file system has less of at the most, both sampled twice
+memory of all processes together, disk what the file system has less of at most, both sampled twice
 a second. ``FOLDER`` needs 40 bytes an event; the log stays there and is used again.
 """
 

@@ -89,6 +89,8 @@ def run(options: PrepareOptions, progress: Progress | None = None) -> Manifest:
 
 def _work_folder(options: PrepareOptions, output: str) -> str:
     if options.work is not None:
+        if not storage.is_local(options.work):
+            raise LonghaulError(f"work {options.work} is no local folder")
         return storage.absolute(options.work)
     if storage.is_local(output):
         return storage.join(output, WORK)
