@@ -242,7 +242,7 @@ def picked(array: pa.Array, rows: np.ndarray) -> pa.Array:
 def counts_of(dealt: list[Dealt], options: PrepareOptions) -> Counts:
     """The events that were read, and what filters on rows removed.
 
-    Raises LonghaulError where there are none.
+    Raises LonghaulError where there are none, or ``keep_actions`` names one that no event has.
     """
     events = sum(each.events for each in dealt)
     if not events:
@@ -251,6 +251,7 @@ def counts_of(dealt: list[Dealt], options: PrepareOptions) -> Counts:
         columns = list(wanted(options).values())
         raise LonghaulError(f"no events in {where}; check the columns {columns}")
     counts = Counts(events)
+    action_names(dealt, options)  # a wrong name, before it is said that it left nothing
     for name in ("min_rating", "keep_actions"):
         if getattr(options, name) is not None:
             counts.note(name, sum(each.removed.get(name, 0) for each in dealt))
