@@ -16,6 +16,7 @@ from pipeline.prepare.options import PER_SECOND, Unit
 
 CARD, PAGE = "card.json", "card.html"
 _QUANTILES = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+_CALENDAR = 400 * 365  # days
 _SHARES = (0.001, 0.01, 0.1, 0.5)
 
 
@@ -55,15 +56,12 @@ def traits(
         duplicates = int(same.sum())
     days = times // (86_400 * PER_SECOND[unit])
     first, last = int(days.min()), int(days.max())
-    if last - first < 2**20:
+    found: dict[int, int] = {}
+    if last - first < _CALENDAR:  # else the unit is wrong, and every event has a day of its own
         counts = np.bincount(days - first)
         numbers = np.flatnonzero(counts)
-        counts, numbers = counts[numbers], numbers + first
-    else:  # times in another unit than they are said to be
-        numbers, counts = np.unique(days, return_counts=True)
-    return Traits(
-        int(tied.sum()), duplicates, dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-    )
+        found = dict(zip((numbers + first).tolist(), counts[numbers].tolist(), strict=True))
+    return Traits(int(tied.sum()), duplicates, found)
 
 
 class Card(BaseModel):
@@ -112,11 +110,11 @@ def card_of(
         items=manifest.catalogue_size,
         events=manifest.events,
         counts=manifest.counts,
-        first_event=_date(days[0]) if days else None,
-        last_event=_date(days[-1]) if days else None,
+        first_event=date_of(days[0]) if days else None,
+        last_event=date_of(days[-1]) if days else None,
         ties=found.ties if dated else None,
         duplicates=found.duplicates if dated else None,
-        days={_date(day): found.days[day] for day in days},
+        days={date_of(day): found.days[day] for day in days},
         mean_length=manifest.events / manifest.users,
         length_quantiles=_quantiles(values, users),
         length_histogram=_histogram(values, users),
@@ -147,7 +145,7 @@ def _histogram(values: np.ndarray, counts: np.ndarray) -> list[tuple[int, int, i
     return [(start, stop - 1, users) for start, stop, users in bins]
 
 
-def _date(day: int) -> str:
+def date_of(day: int) -> str:
     """A day since 1970 as ISO 8601; one that no calendar has, as its number."""
     try:
         return datetime.fromtimestamp(day * 86_400, UTC).date().isoformat()
@@ -162,7 +160,7 @@ def traits_in(card: Card) -> Traits:
 
 
 def _number(text: str) -> int:
-    """What ``_date`` was given."""
+    """What ``date_of`` was given."""
     if text.startswith("day "):
         return int(text.removeprefix("day "))
     return (date.fromisoformat(text) - date(1970, 1, 1)).days

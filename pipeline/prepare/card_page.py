@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.manifest import MANIFEST, Manifest
-from pipeline.prepare.card import CARD, PAGE, Card
+from pipeline.prepare.card import CARD, PAGE, Card, date_of, traits_in
 
 
 def write_page(url: str) -> str:
@@ -88,10 +88,11 @@ def picture(card: Card) -> bytes:
         title="Popularity of items", xlabel="rank", ylabel="events", xscale="log", yscale="log"
     )
     if card.days:
-        numbers = np.arange(len(card.days))
-        axes[2].plot(numbers, list(card.days.values()), color=ink)
+        found = traits_in(card).days
+        numbers = range(min(found), max(found) + 1)
+        axes[2].plot(numbers, [found.get(number, 0) for number in numbers], color=ink)
         named = numbers[:: max(1, len(numbers) // 3)]
-        axes[2].set_xticks(named, [list(card.days)[number] for number in named])
+        axes[2].set_xticks(named, [date_of(number) for number in named])
         axes[2].set(title="Events a day, as read")
         axes[2].set_ylim(bottom=0)
     for axis in axes:
