@@ -108,6 +108,7 @@ class Undisturbed:
         changes = [
             *("name=whole", f"data.path={self.folder}/data", f"runs={self.folder}/runs"),
             *(f"train.steps={STEPS}", "train.checkpoint_every=100", "train.validation=null"),
+            "train.log_every=1",  # a line covers the steps since the one before, in its attempt
             *("data.lanes=3", "data.lane_tokens=512"),
             *("train.precision=fp32", "placement.threads=1"),
         ]
@@ -250,18 +251,17 @@ PARTS = {
 
 
 def main() -> None:
-    """Run the parts and write a dated result."""
+    """Run the parts and write a dated result of each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     wanted = parser.parse_args().only
     with tempfile.TemporaryDirectory() as made:
         whole = Undisturbed(Path(made))
-        lines = ["# Operations", "", *surroundings(threads=2), ""]
-        lines.append(f"`python -m benchmarks.operations --only {' '.join(wanted)}`")
         for part in wanted:
             title, act = PARTS[part]
-            lines += ["", f"## {title}", "", *act(whole)]
-    write_result("operations", lines)
+            lines = [f"# {title}", "", *surroundings(threads=2)]
+            lines += [f"- `python -m benchmarks.operations --only {part}`", "", *act(whole)]
+            write_result(f"operations-{part}", lines)
 
 
 if __name__ == "__main__":
