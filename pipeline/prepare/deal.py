@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.errors import LonghaulError
 from pipeline.manifest import File
 from pipeline.prepare import spill
+from pipeline.prepare.bad import Found
 from pipeline.prepare.engine import Advance
 from pipeline.prepare.events import Events, joined
 from pipeline.prepare.keys import hash_keys
@@ -46,12 +47,14 @@ class Partition:
 class Dealt:
     """What a task dealt.
 
-    events: as many were read. removed: by filters on rows, in their order. oldest, newest: times
-    of the events that were kept. actions: what the codes of actions in its files stand for. rows,
-    bytes: of each partition, the bytes of what it takes in memory. inputs: of the files it read.
+    events: as many were read. found: beside them. removed: by filters on rows, in their order.
+    oldest, newest: times of the events that were kept. actions: what the codes of actions in its
+    files stand for. rows, bytes: of each partition, the bytes of what it takes in memory. inputs:
+    of the files it read.
     """
 
     events: int = 0
+    found: Found = field(default_factory=Found)
     removed: dict[str, int] = field(default_factory=dict)
     oldest: int | None = None
     newest: int | None = None
@@ -88,10 +91,10 @@ def deal(
 
     for piece in pieces:
         hashed = _noting(piece, dealt)
-        for events in read_piece(piece, options, kinds, advance, hashed):
+        for events in read_piece(piece, options, kinds, dealt.found, advance, hashed):
             dealt.events += len(events)
             if events.actions is not None:
-                _note_actions(events.actions, codes, options)
+                _note_actions(events.actions, codes, piece.source.columns["action"])
             events = _filter_rows(events, options, dealt.removed)
             if len(events) == 0:
                 continue
@@ -142,13 +145,12 @@ def _noting(piece: Piece, dealt: Dealt) -> Callable[[str], None]:
     return hashed
 
 
-def _note_actions(actions: pa.Array, codes: dict[str, int], options: PrepareOptions) -> None:
+def _note_actions(actions: pa.Array, codes: dict[str, int], column: str) -> None:
     for name in actions.unique().to_pylist():
         codes.setdefault(name, len(codes))
     if len(codes) > _U16:
         raise LonghaulError(
-            f"column '{options.action}' has more than {_U16} different actions; "
-            "is it the right column?"
+            f"column '{column}' has more than {_U16} different actions; is it the right column?"
         )
 
 

@@ -23,10 +23,10 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.manifest import MANIFEST, SCHEMA_VERSION, Lineage, Manifest, Split
+from pipeline.prepare.bad import Found
 from pipeline.prepare.deal import Dealt, Partition, deal, deal_again, remove
 from pipeline.prepare.engine import Advance, Meter, Progress, run_tasks
 from pipeline.prepare.filters import Counts, Survey, filter_counts, survey_runs
-from pipeline.prepare.formats import wanted
 from pipeline.prepare.inputs import Source, list_sources
 from pipeline.prepare.keys import NeedsStrings
 from pipeline.prepare.layout import check_sizes, shard_count, users_per_member
@@ -36,6 +36,7 @@ from pipeline.prepare.read import Kinds, Piece, survey
 from pipeline.prepare.runs import StoredRun
 from pipeline.prepare.shards import COUNTS, Layout, PlacedRun, Recent, count_stored, write_placed
 from pipeline.prepare.sort import Sorted, sort
+from pipeline.prepare.sources import lay_out
 from pipeline.prepare.split import resolve_split
 from pipeline.prepare.tally import Tally, check_parts
 from pipeline.prepare.vocabulary import merge
@@ -57,7 +58,7 @@ class _Unfinished(LonghaulError):
 def run(options: PrepareOptions, progress: Progress | None = None) -> Manifest:
     """Read, filter, split and write; see ``pipeline.prepare.prepare``."""
     output = storage.absolute(options.output)
-    sources = list_sources(options)
+    sources = lay_out(list_sources(options), options)
     check_output(output, options.overwrite, [source.url for source in sources])
     pieces, kinds = survey(options, sources)
     work = Work(_work_folder(options, output), _fingerprint(options, sources))
@@ -143,7 +144,11 @@ class _Preparation:
 
     def run(self, pieces: list[Piece], kinds: Kinds) -> Manifest:
         kinds, dealt = self._deal(pieces, kinds)
-        counts = Counts(sum(each.events for each in dealt))
+        good, found = sum(each.events for each in dealt), sum((d.found for d in dealt), Found())
+        found.check(good, self._options)
+        counts = Counts(good + found.bad_rows)
+        if self._options.bad_rows == "skip":
+            counts.note("bad_rows", found.bad_rows)
         actions = self._actions(dealt)
         for name in _row_filters(self._options):
             counts.note(name, sum(each.removed.get(name, 0) for each in dealt))
@@ -182,6 +187,7 @@ class _Preparation:
                 version=_version(),
             ),
         )
+        found.write(self._output, good)
         # Not storage.write_json: that sorts keys, and the counts are told in the order applied.
         content = manifest.model_dump_json(indent=2).encode() + b"\n"
         storage.write_bytes(storage.join(self._output, MANIFEST), content)
@@ -216,10 +222,10 @@ class _Preparation:
                 self._work.restart()
                 self._work.keep("strings", kinds.strings)
                 self._work.keep("partitions", count)
-        if not any(each.events for each in dealt.values()):
+        if not any(each.events or each.found.bad_rows for each in dealt.values()):
             files = [file.path for each in dealt.values() for file in each.inputs]
             where = files[0] if len(files) == 1 else f"the {len(files)} input files"
-            columns = list(wanted(self._options).values())
+            columns = list(pieces[0].source.columns.values())
             raise LonghaulError(f"no events in {where}; check the columns {columns}")
         return kinds, list(dealt.values())
 
@@ -344,7 +350,7 @@ class _Preparation:
         used = np.flatnonzero(np.array(left.actions, np.int64))
         check_sizes(int(stay.sum()), left.longest, len(used))
         codes = None
-        if self._options.action is not None:
+        if actions:
             codes = np.zeros(len(left.actions), np.uint8)
             codes[used] = np.arange(len(used), dtype=np.uint8)
         since = None
