@@ -7,7 +7,6 @@ refuse the first, or skip all, count them, and keep a few to show.
 import bisect
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -102,8 +101,8 @@ class Found:
         rows = good + self.bad_rows
         if self.bad_rows > options.most_bad_rows * rows:
             raise LonghaulError(
-                f"bad rows: {self.bad_rows:,} of {rows:,} ({self.bad_rows / rows:.2g} of all), more "
-                f"than most_bad_rows: {options.most_bad_rows:g} allows; {self._first()}"
+                f"bad rows: {self.bad_rows:,} of {rows:,} ({self.bad_rows / rows:.2g} of all), "
+                f"more than most_bad_rows: {options.most_bad_rows:g} allows; {self._first()}"
             )
         likely = [
             unit for unit, late in zip(_FINER, self.late, strict=True) if 2 * late > self.numbers
@@ -166,7 +165,9 @@ class Sieve:
         """The error of a row."""
         return LonghaulError(f"{self._source.url}, {self._where([origin], None)[0]}: {bad.line}")
 
-    def skipped(self, origin: Origin, column: str | None, value: Any, reason: str) -> None:
+    def skipped(
+        self, origin: Origin, column: str | None, value: str | bytes | None, reason: str
+    ) -> None:
         """Count a row."""
         found = self._found
         found.bad_rows += 1
@@ -205,8 +206,9 @@ class Sieve:
         ]
 
 
-def _shortened(value: Any) -> str | None:
+def _shortened(value: str | bytes | None) -> str | None:
     if value is None:
         return None
-    text = str(value).replace(MARK, "\ufffd")
+    text = value if isinstance(value, str) else value.decode(errors="replace")
+    text = text.replace(MARK, "\ufffd")
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -124,7 +124,7 @@ def first_record(source: Source, skip: bool, fits: Callable[[int, dict[str, Any]
     first: LonghaulError | None = None
     for number, line in islice(_json_lines(source), _LOOK if skip else 1):
         try:
-            return fits(number, _parse(source, number, line))
+            return fits(number, _object(source, number, line))
         except LonghaulError as error:
             first = first or error
     raise first or LonghaulError(
@@ -135,6 +135,10 @@ def first_record(source: Source, skip: bool, fits: Callable[[int, dict[str, Any]
 def _parse(source: Source, number: int, line: str) -> dict[str, Any]:
     if not _is_utf8(line):
         raise LonghaulError(f"{source.url}, line {number} is not valid UTF-8; convert the file")
+    return _object(source, number, line)
+
+
+def _object(source: Source, number: int, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

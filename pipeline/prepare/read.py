@@ -174,7 +174,8 @@ def _without_bad(batch: Batch, columns: dict[Use, Column], sieve: Sieve) -> Batc
             except BadValues as bad:
                 if bad.whole:
                     raise sieve.refused(batch.origin(int(rows[bad.rows[0]])), bad) from None
-                values = array.take(pa.array(bad.rows)).to_pylist()
+                picked = array.take(pa.array(bad.rows)).cast(pa.large_string())
+                values = picked.cast(pa.large_binary()).to_pylist()  # it may be no UTF-8
                 for row, value in zip(rows[bad.rows].tolist(), values, strict=True):
                     if good[row]:
                         sieve.skipped(batch.origin(row), bad.column, value, bad.reason)

@@ -150,6 +150,8 @@ def lay_out(sources: list[Source], options: PrepareOptions) -> list[Source]:
                 f"{first.url} has columns for {', '.join(first.columns)} only: {error}"
             ) from error
     for source in laid:
+        if source.names is not None:
+            explain.check_columns(source, list(source.names))
         if source.format == "csv" and len(source.separator) > 1:
             raise LonghaulError(
                 f"input {source.url} is csv, where delimiter {source.separator!r} has to be one "

@@ -192,7 +192,7 @@ def _way_of_writing(texts: pa.Array, unit: Unit) -> Callable[[pa.Array], np.ndar
     looked = min(len(texts), _LOOK)
     for row in range(looked):
         first = texts.slice(row, 1)
-        if _parses(first, pa.float64()):
+        if _parses(first, pa.float64()) or _parses(first, pa.int64()):
             return _numbers
         for precision in ("us", "ns"):
             if _parses(first, pa.timestamp(precision)):
