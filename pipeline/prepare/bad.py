@@ -6,6 +6,7 @@ refuse the first, or skip all, count them, and keep a few to show.
 
 import bisect
 import json
+from collections import deque
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -147,7 +148,7 @@ class Sieve:
         self._samples: list[tuple[Origin, str | None, str | None, str]] = []
         # Of the records that the reader itself left out, how many rows it gave before each.
         self._before: list[int] = []
-        self._left_out: list[tuple[int, str, str]] = []
+        self._left_out: deque[tuple[int, str, str]] = deque()
 
     def origin(self, row: int) -> Origin:
         """Of a row that the reader of a text gave, counted in all that it gave."""
@@ -181,8 +182,8 @@ class Sieve:
 
     def check(self) -> None:
         """Count what the reader left out. Raises LonghaulError for more than there may be."""
-        waiting, self._left_out[:] = list(self._left_out), []
-        for record, value, reason in waiting:
+        while self._left_out:
+            record, value, reason = self._left_out.popleft()
             self.skipped((record, NO_LIST), None, value, reason)
         if self._found.bad_rows > self._most:
             self.close()

@@ -39,7 +39,7 @@ def _delimited(source: Source, stream: Any, sieve: Sieve, block: int) -> Iterato
     headed = source.names is None
     quoted = source.format == "csv"
     counted = _Counted(stream)
-    dropped = _Dropped(sieve)
+    dropped = _Dropped(sieve, source.separator)
     dropped.first = 1 + headed
     reader = pa.csv.open_csv(
         pa.PythonFile(counted, mode="r"),
@@ -70,15 +70,17 @@ class _Dropped:
     first: the number that Arrow gives to the first row of data.
     """
 
-    def __init__(self, sieve: Sieve) -> None:
+    def __init__(self, sieve: Sieve, separator: str) -> None:
         self._sieve = sieve
+        self._separator = separator
         self.first = 1
         self.count = 0
 
     def __call__(self, row: Any) -> str:
         plural = "" if row.actual_columns == 1 else "s"
         reason = f"has {row.actual_columns} column{plural} instead of {row.expected_columns}"
-        self._sieve.leave_out(row.number - self.first, row.text, reason)
+        text = row.text.replace(_SEPARATOR.decode(), self._separator)
+        self._sieve.leave_out(row.number - self.first, text, reason)
         self.count += 1
         return "skip"
 
@@ -162,7 +164,7 @@ def _text(source: Source, stream: Any, sieve: Sieve, size: int) -> Iterator[pa.T
     if names is None:
         names = tuple(explain.header(source))
         explain.check_columns(source, list(names))
-    dropped = _Dropped(sieve)
+    dropped = _Dropped(sieve, source.separator)
     separator = source.separator.encode()
     waits = source.names is None  # for the header line to pass
     for block in lines_of(stream, size):

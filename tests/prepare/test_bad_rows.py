@@ -81,7 +81,7 @@ def told(output: Path) -> list[tuple[str, str | None, str | None, str]]:
             {"source": "movielens", "min_rating": 1},
             {1: [2, 5]},
             [
-                ("line 2", None, "1\x1f2\x1f5", "has 3 columns instead of 4"),
+                ("line 2", None, "1::2::5", "has 3 columns instead of 4"),
                 ("line 3", "rating", "good", "is not a number"),
                 ("line 4", "rating", "nan", "is not a number"),
             ],
