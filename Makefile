@@ -24,7 +24,7 @@ demo: $(VENV)/installed
 	$(BIN)/longhaul synth $(DEMO)/log
 	$(BIN)/longhaul prepare $(DEMO)/log/events.parquet --output $(DEMO)/data --timestamp timestamp
 	$(BIN)/longhaul train configs/demo.yaml runs=$(DEMO)/runs data.path=$(DEMO)/data
-	$(BIN)/longhaul evaluate $(DEMO)/runs/demo --baselines --truth $(DEMO)/log/truth.npz
+	$(BIN)/longhaul evaluate $(DEMO)/runs/demo --baselines --truth $(DEMO)/log/truth.json
 	$(BIN)/longhaul recommend $(DEMO)/runs/demo --output $(DEMO)/few.parquet --user 1 --user 2 --user 3
 	$(BIN)/longhaul report $(DEMO)/runs/demo --output $(DEMO)
 

@@ -6,11 +6,12 @@ Heavy libraries are imported inside the commands, so that ``--help`` and complet
 import json
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.command_options import pair, validated, with_options_of
+from pipeline.command_options import only_given, pair, validated, with_options_of
 from pipeline.errors import LonghaulError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def _prepare_command() -> None:
 
         [bold]longhaul prepare ml-1m.txt --output data/ml-1m[/bold]   (lines "user item")
         """
+        from pipeline.prepare.card_page import write_page
         from pipeline.progress import bar
 
         options = validated(PrepareOptions, values)
@@ -52,6 +54,7 @@ def _prepare_command() -> None:
             manifest = prepare(
                 options, lambda stage, done, total: progress.update(done, total, stage)
             )
+        page = write_page(options.output)
         for name, count in manifest.counts.items():
             typer.echo(f"{name.replace('_', ' '):>28} {count:>14,}")
         typer.echo(
@@ -59,6 +62,7 @@ def _prepare_command() -> None:
             f"events in {manifest.members:,} members, {len(manifest.shards)} shards: "
             f"{options.output}"
         )
+        typer.echo(f"card: {page}")
 
 
 _prepare_command()
@@ -165,7 +169,7 @@ def evaluate(
     ] = None,
     baselines: Annotated[bool, typer.Option(help="Also the popularity baselines.")] = False,
     truth: Annotated[
-        str | None, typer.Option(help="truth.npz of a synthetic log: also the best possible.")
+        str | None, typer.Option(help="truth.json of a synthetic log: also the best possible.")
     ] = None,
     newest: Annotated[bool, typer.Option(help="The newest checkpoint, not the best.")] = False,
     as_json: AsJson = False,
@@ -281,14 +285,30 @@ def _synth_command() -> None:
 
     @app.command("synth")
     @with_options_of(SynthOptions, first="output")
-    def command(output: str, **values: Any) -> None:
+    def command(context: typer.Context, output: str, **values: Any) -> None:
         """Write a synthetic event log whose best possible model is known.
 
         [bold]longhaul synth demo/log --users 20000 --events 1000000[/bold]
+
+        [bold]longhaul synth load/log --preset yambda-5b --fraction 0.01[/bold]   (a load test)
+
+        The events are in events.parquet, or for many events in a folder of this name, a file a day.
         """
-        options = validated(SynthOptions, values)
-        generate(options, output)
-        typer.echo(f"{options.events:,} events of {options.users:,} users: {output}")
+        from pipeline.progress import bar
+
+        options = validated(SynthOptions, only_given(context, values))
+        began = time.monotonic()
+        with bar("synth") as progress:
+
+            def told(done: int) -> None:
+                rate = done / (time.monotonic() - began)
+                progress.update(done, options.events, f"{rate / 1e6:.1f} million events/s")
+
+            generate(options, output, told)
+        typer.echo(
+            f"{options.events:,} events of {options.users:,} users, {options.items:,} items: "
+            f"{output}"
+        )
 
 
 _synth_command()

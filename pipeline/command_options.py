@@ -17,14 +17,16 @@ def with_options_of(
     """Give a command one option for each field of ``model``.
 
     argument: the field that is positional instead. first: a positional argument of the command's
-    own that comes before.
+    own that comes before. A command with a parameter ``context`` is given typer's.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        keyword = inspect.Parameter.KEYWORD_ONLY
         parameters = []
+        if "context" in inspect.signature(command).parameters:
+            parameters.append(inspect.Parameter("context", keyword, annotation=typer.Context))
         if first is not None:
             own = typer.Argument(..., help="Folder or URL to write to.")
-            keyword = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(first, keyword, default=own, annotation=str))
         for name, field in model.model_fields.items():
             default = ... if field.default is PydanticUndefined else field.default
@@ -33,12 +35,7 @@ def with_options_of(
             else:
                 declared = typer.Option(default, help=field.description)
             parameters.append(
-                inspect.Parameter(
-                    name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=declared,
-                    annotation=field.annotation,
-                )
+                inspect.Parameter(name, keyword, default=declared, annotation=field.annotation)
             )
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return command
@@ -55,6 +52,16 @@ def validated(model: type[BaseModel], values: dict[str, Any]) -> Any:
         return model.model_validate(given)
     except ValidationError as error:
         raise LonghaulError(tell(error, model, given)) from error
+
+
+def only_given(context: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given to the running command, without those left at their defaults."""
+
+    def given(name: str) -> bool:
+        source = context.get_parameter_source(name)
+        return source is not None and source.name != "DEFAULT"
+
+    return {name: value for name, value in values.items() if given(name)}
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,11 +28,14 @@ INDEX = "index.parquet"
 ITEMS = "items.parquet"
 BAD_ROWS = "bad_rows.json"  # a report for people, not among the files that the manifest lists
 USERS = "users"
+# What the map of items counts as recent: the last days of training, or without times the last
+# events of each user's training part.
+RECENT_DAYS, RECENT_EVENTS = 7, 10
 SHARDS = "shards"
 
 INDEX_SCHEMA = pa.schema(
     [
-        ("shard", pa.string()),  # file name below shards/
+        ("shard", pa.string()),  # its path, as in the manifest
         ("member", pa.string()),  # WebDataset key
         ("start", pa.int64()),  # byte range of the member in its shard
         ("stop", pa.int64()),
@@ -51,7 +54,8 @@ class _Strict(BaseModel):
 
 
 class File(_Strict):
-    """A file of the data set, by its path relative to the manifest."""
+    """A file of the data set: its path relative to the manifest, or the URL of one that belongs to
+    the data set that this one extends."""
 
     path: str
     bytes: int
@@ -67,9 +71,17 @@ class Split(_Strict):
     test: tuple[int, int] | None = None
 
 
+class Base(_Strict):
+    """The data set that another one extends, whose files it shares."""
+
+    url: str
+    fingerprint: str
+
+
 class Lineage(_Strict):
     """What the data set was made from, and with which options."""
 
+    base: Base | None = None
     inputs: list[File]
     options: dict[str, object]
     version: str
@@ -125,6 +137,23 @@ class Dataset:
         """The hash of the index, which holds the hash of every member: the data's identity."""
         return self.manifest.index.sha256
 
+    def index_rows(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of the index, by the path of the shard."""
+        columns = {
+            name: column.tolist() if isinstance(column, np.ndarray) else column
+            for name in INDEX_SCHEMA.names
+            for column in (getattr(self, name),)
+        }
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in zip(*columns.values(), strict=True):
+            named = dict(zip(columns, row, strict=True))
+            found.setdefault(named["shard"], []).append(named)
+        return found
+
+    def locate(self, path: str) -> str:
+        """The URL of a file that manifest or index name."""
+        return path if "://" in path else storage.join(self.url, path)
+
     def read_items(self) -> pa.Table:
         """The item map, row ``i - 1`` for item ``i``: item, key, events, train_events."""
         return self._read_map(self.manifest.items)
@@ -135,10 +164,10 @@ class Dataset:
 
     def first_member(self, shard: int) -> int:
         """Which member is the first of a shard."""
-        return self.shard.index(self.manifest.shards[shard].path.removeprefix(f"{SHARDS}/"))
+        return self.shard.index(self.manifest.shards[shard].path)
 
     def _read_map(self, file: File) -> pa.Table:
-        url = storage.join(self.url, file.path)
+        url = self.locate(file.path)
         content = storage.read_bytes(url)
         if sha256(content) != file.sha256:
             raise LonghaulError(
@@ -149,7 +178,7 @@ class Dataset:
 
     def name(self, member: int) -> str:
         """Shard and member in words, for errors."""
-        shard = storage.join(self.url, SHARDS, self.shard[member])
+        shard = self.locate(self.shard[member])
         return f"member {self.member[member]} of {shard}"
 
     def read(self, member: int) -> Member:
@@ -174,7 +203,7 @@ class Dataset:
         return decode_head(content, self.name(member))
 
     def _fetch(self, member: int, start: int, stop: int, wanted: str, read: ReadRange) -> bytes:
-        url = storage.join(self.url, SHARDS, self.shard[member])
+        url = self.locate(self.shard[member])
 
         def fetch() -> bytes:
             try:

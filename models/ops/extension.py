@@ -55,20 +55,34 @@ def serves(*tensors: torch.Tensor | None) -> bool:
 
 def available() -> bool:
     """Whether there are compiled kernels and nobody turned them off."""
-    return os.environ.get("LONGHAUL_CPU_KERNELS", "1") != "0" and library() is not None
+    return enabled() and library() is not None
+
+
+def enabled() -> bool:
+    """Whether nobody turned compiled kernels off."""
+    return os.environ.get("LONGHAUL_CPU_KERNELS", "1") != "0"
 
 
 def call(function: str, *arguments: torch.Tensor | np.ndarray | int | float | None) -> int:
-    """Calls a kernel; its last argument is always the number of threads torch may use.
+    """Calls a kernel; its last argument is always the number of threads torch may use."""
+    kernels = library()
+    if kernels is None:
+        raise RuntimeError("the compiled kernels are not available")
+    return invoke(kernels, function, *arguments, torch.get_num_threads())
+
+
+def invoke(
+    kernels: ctypes.CDLL,
+    function: str,
+    *arguments: torch.Tensor | np.ndarray | int | float | None,
+) -> int:
+    """Calls a function of a library that ``load`` returned.
 
     Tensors and arrays pass as data pointers (they must be contiguous), ints as int64, floats as
     double.
     """
-    kernels = library()
-    if kernels is None:
-        raise RuntimeError("the compiled kernels are not available")
     converted: list[object] = []
-    for argument in (*arguments, torch.get_num_threads()):
+    for argument in arguments:
         if argument is None:
             converted.append(ctypes.c_void_p(None))
         elif isinstance(argument, torch.Tensor):
@@ -86,12 +100,18 @@ def call(function: str, *arguments: torch.Tensor | np.ndarray | int | float | No
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The loaded library, built first where needed; None, and one warning, where it cannot be."""
+    """The operations' library; see ``load``."""
+    return load(sources(), "CPU kernels not available, using eager torch")
+
+
+def load(files: list[Path], otherwise: str) -> ctypes.CDLL | None:
+    """A library of these sources, built first where needed; None, and a warning, where it cannot
+    be."""
     try:
-        return ctypes.CDLL(str(build(sources(), build_folder())))
+        return ctypes.CDLL(str(build(files, build_folder())))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
-        log.warning("CPU kernels not available, using eager torch (slower): %s", detail)
+        log.warning("%s (slower): %s", otherwise, detail)
         return None
 
 

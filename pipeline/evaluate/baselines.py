@@ -12,7 +12,7 @@ import torch
 from models.batch import PackedBatch
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.scores import DenseScores
-from pipeline.manifest import Dataset
+from pipeline.manifest import RECENT_DAYS, RECENT_EVENTS, Dataset
 from pipeline.member import TRAIN_END, Member
 from pipeline.prepare.options import PER_SECOND
 from pipeline.world import World, current_world
@@ -38,24 +38,34 @@ class PopularityScorer:
 
 
 def popularity(dataset: Dataset, world: World | None = None) -> PopularityScorer:
-    """Counts of all events in the users' training parts, in one pass over the data.
+    """Counts of all events in the users' training parts, as ``prepare`` found them.
 
-    world: as in ``evaluate``; its processes share the members. Raises LonghaulError, on all of
-    them, where a member is damaged.
+    A set without such counts is passed over once. world: as in ``evaluate``; its processes share
+    the members. Raises LonghaulError, on all of them, where a member is damaged.
     """
+    counted = _counted(dataset, "train_events")
+    if counted is not None:
+        return counted
     return _count(dataset, world or current_world(), lambda member: _until_train_end(member) > 0)
 
 
 def recent_popularity(
-    dataset: Dataset, days: float = 7.0, events: int = 10, world: World | None = None
+    dataset: Dataset,
+    days: float = RECENT_DAYS,
+    events: int = RECENT_EVENTS,
+    world: World | None = None,
 ) -> PopularityScorer:
     """Counts of the newest events in the users' training parts.
 
     With timestamps: those of the last ``days`` days of training. Training ends where the split in
     time says; without such a split at the newest training event, which takes a pass of its own to
     find. Without timestamps: the last ``events`` events of each user's training part.
-    Otherwise as ``popularity``.
+    Otherwise as ``popularity``, where it is asked for what ``prepare`` counts.
     """
+    if (days, events) == (RECENT_DAYS, RECENT_EVENTS):
+        counted = _counted(dataset, "recent_events")
+        if counted is not None:
+            return counted
     world = world or current_world()
     unit = dataset.manifest.timestamp_unit
     if unit is None:
@@ -73,6 +83,14 @@ def recent_popularity(
         return chosen
 
     return _count(dataset, world, recent)
+
+
+def _counted(dataset: Dataset, column: str) -> PopularityScorer | None:
+    """The counts in the map of items, where it has them."""
+    items = dataset.read_items()
+    if not {"item", column} <= set(items.column_names):
+        return None
+    return PopularityScorer(np.concatenate([[0], items.column(column).to_numpy()]))
 
 
 def _is_between(values: np.ndarray, low: int, high: int) -> np.ndarray:

@@ -120,11 +120,11 @@ class Found:
         column = "" if bad.column is None else f" column '{bad.column}':"
         return f"the first: {bad.file}, {bad.where}:{column}{value} {bad.reason}"
 
-    def write(self, output: str, good: int) -> None:
+    def write(self, output: str, rows: int) -> None:
         """Leave a report in the data set, where there is something to tell."""
         if self.bad_rows:
             report = {
-                "rows_read": good + self.bad_rows,
+                "rows_read": rows,
                 "bad_rows": self.bad_rows,
                 "reasons": dict(sorted(self.reasons.items())),
                 "samples": [asdict(bad) for bad in self.samples],

@@ -16,6 +16,7 @@ from pipeline.errors import LonghaulError
 from pipeline.manifest import File
 from pipeline.prepare import spill
 from pipeline.prepare.bad import Found
+from pipeline.prepare.counts import Counts
 from pipeline.prepare.engine import Advance
 from pipeline.prepare.events import Events, joined
 from pipeline.prepare.keys import hash_keys
@@ -237,3 +238,45 @@ def picked(array: pa.Array, rows: np.ndarray) -> pa.Array:
     if pa.types.is_large_string(array.type):
         return array.take(pa.array(rows))
     return pa.array(array.to_numpy()[rows])
+
+
+def found_in(dealt: list[Dealt]) -> Found:
+    """What was found in all rows, beside events."""
+    return sum((each.found for each in dealt), Found())
+
+
+def counts_of(dealt: list[Dealt], options: PrepareOptions, pieces: list[Piece]) -> Counts:
+    """The events that were read, and what filters on rows removed.
+
+    Raises LonghaulError where there are none, or too many are bad.
+    """
+    found = found_in(dealt)
+    events = sum(each.events for each in dealt)
+    if not events + found.bad_rows:
+        files = [file.path for each in dealt for file in each.inputs]
+        where = files[0] if len(files) == 1 else f"the {len(files)} input files"
+        columns = list(pieces[0].source.columns.values())
+        raise LonghaulError(f"no events in {where}; check the columns {columns}")
+    found.check(events, options)
+    counts = Counts(events + found.bad_rows)
+    if options.bad_rows == "skip":
+        counts.note("bad_rows", found.bad_rows)
+    for name in ("min_rating", "keep_actions"):
+        if getattr(options, name) is not None:
+            counts.note(name, sum(each.removed.get(name, 0) for each in dealt))
+    return counts
+
+
+def action_names(dealt: list[Dealt], options: PrepareOptions) -> list[str]:
+    """The names of all actions that events have, sorted.
+
+    Raises LonghaulError where ``keep_actions`` names another.
+    """
+    names = sorted({name for each in dealt for name in each.actions}, key=str.encode)
+    for name in options.keep_actions or ():
+        if name not in names:
+            shown = ", ".join(f"'{key}'" for key in names[:20])
+            raise LonghaulError(
+                f"keep_actions names '{name}', which no event has; the data have {shown}"
+            )
+    return names

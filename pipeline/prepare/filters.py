@@ -8,30 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import LonghaulError
 from pipeline.manifest import Split
+from pipeline.prepare.counts import Counts
 from pipeline.prepare.histories import histories_of
 from pipeline.prepare.options import PrepareOptions
 from pipeline.prepare.runs import StoredRun
 from pipeline.prepare.tally import Tally, tally
-
-
-class Counts:
-    """The events that each filter removed, in the order applied."""
-
-    def __init__(self, events: int) -> None:
-        self.removed: dict[str, int] = {"events_read": events}
-        self._left = events
-
-    def note(self, name: str, removed: int) -> None:
-        """Filter ``name`` removed so many; raises LonghaulError where it left nothing."""
-        self.removed[name] = removed
-        if removed == self._left:
-            raise LonghaulError(
-                f"no events left: {name} removed the last {removed} of "
-                f"{self.removed['events_read']} read; relax it"
-            )
-        self._left -= removed
 
 
 @dataclass

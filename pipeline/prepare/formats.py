@@ -26,7 +26,7 @@ from pipeline.prepare.json_lines import read_json_lines, types_of
 from pipeline.prepare.options import Use
 
 _BLOCK = 16 * 2**20
-_ROWS = 2**20
+_ROWS = 2**21
 
 
 def names_in(source: Source, skip: bool) -> list[str]:

@@ -30,7 +30,7 @@ def histories_of(
     run: StoredRun,
     lengths: np.ndarray,
     ids: np.ndarray,
-    least: int,
+    least: int | np.ndarray,
     first: int = 0,
     last: int | None = None,
     only_items: bool = False,
@@ -38,9 +38,10 @@ def histories_of(
     """What stays of the users ``first`` up to ``last`` of a run, in at least one piece.
 
     lengths: of all users of the run, i64 ``[U]``. ids: by the run's codes of items, u32; 0 for one
-    that goes. least: the events that a user has to keep to stay.
+    that goes. least: the events that a user has to keep to stay, for all or for each, i64 ``[U]``.
     """
     ends = np.cumsum(lengths)
+    least = np.broadcast_to(np.maximum(1, least), lengths.shape)
     last = len(lengths) if last is None else last
     while True:
         start = int(ends[first - 1]) if first else 0
@@ -48,7 +49,8 @@ def histories_of(
         until = min(last, max(first + 1, fit))
         stop = int(ends[until - 1]) if until else 0
         found = run.events(start, stop, only_items)
-        yield _kept(np.arange(first, until), lengths[first:until], ids, least, *found)
+        users = slice(first, until)
+        yield _kept(np.arange(first, until), lengths[users], ids, least[users], *found)
         first = until
         if first >= last:
             return
@@ -58,7 +60,7 @@ def _kept(
     users: np.ndarray,
     lengths: np.ndarray,
     ids: np.ndarray,
-    least: int,
+    least: np.ndarray,
     codes: np.ndarray,
     times: np.ndarray | None,
     actions: np.ndarray | None,
@@ -68,7 +70,7 @@ def _kept(
     before = np.concatenate([[0], np.cumsum(stays)])
     ends = np.cumsum(lengths)
     left = before[ends] - before[ends - lengths]
-    enough = left >= max(1, least)
+    enough = left >= least
     if not stays.all() or not enough.all():
         stays &= np.repeat(enough, lengths)
         items = items[stays]

@@ -1,7 +1,10 @@
 """What a user may ask of ``prepare``, and the checks that need no data."""
 
+import importlib.metadata
 import re
+import tomllib
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
@@ -43,6 +46,15 @@ def parse_window(text: str, unit: Unit) -> tuple[int, int] | None:
     return (parse_time(start, unit), parse_time(end, unit)) if slash else None
 
 
+# What may differ from the data set that is extended: where and how to read, and a split's windows.
+_OF_AN_EXTENSION = {
+    *("inputs", "output", "append", "overwrite", "memory", "workers", "work"),
+    *("source", "format", "delimiter", "bad_rows", "most_bad_rows"),
+    *("columns", "user", "item", "timestamp", "action", "rating", "timestamp_unit"),
+    *("validation", "test", "gap", "train_end"),
+}
+
+
 class PrepareOptions(BaseModel):
     """Everything that decides what a data set holds, apart from the input itself.
 
@@ -59,6 +71,12 @@ class PrepareOptions(BaseModel):
         "URLs; that order decides between events of a user with equal timestamps.",
     )
     output: str = Field(description="Folder or bucket prefix for the data set.")
+    append: str | None = Field(
+        default=None,
+        description="Data set to extend: its items keep their ids, its filters hold for the new "
+        "events, its shards without new events are referenced where they lie. The other options "
+        "are taken from it, but for those that say where and how to read.",
+    )
     overwrite: bool = Field(
         default=False, description="Replace the data set that the output already holds."
     )
@@ -238,6 +256,9 @@ class PrepareOptions(BaseModel):
 
     @model_validator(mode="after")
     def _fit_together(self) -> "PrepareOptions":
+        if self.append is not None:
+            self._check_append()  # the rest is for the options of both together
+            return self
         given = list(self.named().values())
         if len(set(given)) != len(given):
             raise ValueError(f"one column is named for two uses: {', '.join(given)}")
@@ -265,6 +286,12 @@ class PrepareOptions(BaseModel):
         if self.split == "time" and "timestamp" not in uses:
             raise ValueError("a split by time needs the column of the times: give timestamp")
 
+    def _check_append(self) -> None:
+        for name in sorted(self.model_fields_set - _OF_AN_EXTENSION):
+            raise ValueError(
+                f"{name} is that of the data set which append names: leave it out, or prepare anew"
+            )
+
     def _check_split(self) -> None:
         windows = {
             "validation": self.validation,
@@ -282,3 +309,17 @@ class PrepareOptions(BaseModel):
                 raise ValueError(f"a split by time needs {name}: a duration or START/END")
         if self.gap and self.train_end and "/" in str(self.validation):
             raise ValueError("gap has no use where train_end and both windows are given")
+
+
+def lasting(options: PrepareOptions) -> dict[str, object]:
+    """The options that decide what a data set holds; not from what, where and how it is made."""
+    passing = {"inputs", "output", "append", "overwrite", "memory", "workers", "work"}
+    return options.model_dump(mode="json", exclude=passing)
+
+
+def version() -> str:
+    """The version of the checkout that runs, else of the installed package."""
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if project.is_file():
+        return str(tomllib.loads(project.read_text())["project"]["version"])
+    return importlib.metadata.version("longhaul")

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -57,7 +58,10 @@ def write_run(url: str, run: Run) -> list[File]:
 
 def write_arrow(folder: str, name: str, table: pa.Table) -> File:
     """Write a table to an Arrow file, in batches."""
-    with storage.create(storage.join(folder, name)) as file:
+    url = storage.join(folder, name)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    # Neither renamed nor flushed: the record of the run, which has its hash, is what commits it.
+    with storage.told(url, "write"), open(url, "wb") as file:
         hashed = Hashed(file)
         with pa.ipc.new_file(hashed, table.schema) as writer:
             writer.write_table(table, max_chunksize=_BATCH)
@@ -145,7 +149,5 @@ class StoredRun:
     ) -> Iterator[pa.ipc.RecordBatchFileReader]:
         url = storage.join(self.url, name)
         options = pa.ipc.IpcReadOptions(included_fields=fields)
-        local = storage.is_local(url)
-        file = pa.OSFile(url) if local else pa.BufferReader(storage.read_bytes(url))
-        with storage.told(url, "read"), file:
+        with storage.told(url, "read"), pa.OSFile(url) as file:
             yield pa.ipc.open_file(file, options=options)

@@ -13,9 +13,10 @@ import pyarrow as pa
 from pipeline.errors import LonghaulError
 from pipeline.manifest import File, Split
 from pipeline.prepare import spill
+from pipeline.prepare.card import Traits, traits
 from pipeline.prepare.deal import Partition, path_of
 from pipeline.prepare.engine import Advance
-from pipeline.prepare.options import PrepareOptions
+from pipeline.prepare.options import PrepareOptions, Unit
 from pipeline.prepare.order import by_user_and_time, coded, coded_by_hash, stable_order
 from pipeline.prepare.runs import Run, write_run
 from pipeline.prepare.tally import Tally, tally
@@ -23,11 +24,12 @@ from pipeline.prepare.tally import Tally, tally
 
 @dataclass
 class Sorted:
-    """What is known of a partition once it is a run: a tally of it, what filters removed, and its
-    files."""
+    """What is known of a partition once it is a run: a tally of it, what filters removed, what the
+    times tell, and its files."""
 
     tally: Tally
     removed: dict[str, int]
+    traits: Traits
     files: list[File]
 
 
@@ -37,6 +39,7 @@ def sort(
     actions: list[np.ndarray],
     options: PrepareOptions,
     split: Split,
+    unit: Unit | None,
     folder: Path,
     output: str,
     advance: Advance,
@@ -48,13 +51,13 @@ def sort(
     Raises LonghaulError where not all of it is there, or the run cannot be written.
     """
     columns = _gathered(_dealt(partition, actions, folder))
-    found = len(columns.get("user", ()))
-    if found != rows:
-        raise LonghaulError(f"{folder / partition.name} holds {found} events instead of {rows}")
-    run, removed = run_of(columns, options, split)
+    count = len(columns.get("user", ()))
+    if count != rows:
+        raise LonghaulError(f"{folder / partition.name} holds {count} events instead of {rows}")
+    run, removed, found = run_of(columns, options, split, unit)
     files = write_run(output, run)
     advance(rows)
-    return Sorted(tally(run.lengths, run.times, run.actions, split), removed, files)
+    return Sorted(tally(run.lengths, run.times, run.actions, split), removed, found, files)
 
 
 def _dealt(
@@ -69,8 +72,8 @@ def _dealt(
 
 
 def run_of(
-    columns: spill.Columns, options: PrepareOptions, split: Split
-) -> tuple[Run, dict[str, int]]:
+    columns: spill.Columns, options: PrepareOptions, split: Split, unit: Unit | None
+) -> tuple[Run, dict[str, int], Traits]:
     """The run of a partition's events, which come in the order of files and rows.
 
     Columns: user, item, and time and action (u16) where the log has them.
@@ -90,8 +93,9 @@ def run_of(
     users, items = users[rows], items[rows]
     times = None if times is None else times[rows]
     actions = columns.pop("action").to_numpy()[rows] if "action" in columns else None
+    found = traits(users, items, times, unit)
     if options.repeats != "none":
-        kept = _no_repeats(users, items, len(user_keys), len(item_keys), options.repeats == "all")
+        kept = ~repeated(users, items, len(user_keys), options.repeats == "all")
         removed["repeats"] = len(kept) - int(kept.sum())
         users, items = users[kept], items[kept]
         times = None if times is None else times[kept]
@@ -105,7 +109,7 @@ def run_of(
         times=times,
         actions=actions,
     )
-    return run, removed
+    return run, removed, found
 
 
 def _gathered(blocks: Iterator[spill.Columns]) -> spill.Columns:
@@ -117,16 +121,15 @@ def _gathered(blocks: Iterator[spill.Columns]) -> spill.Columns:
     return {name: pa.concat_arrays(parts.pop(name)) for name in list(parts)}
 
 
-def _no_repeats(
-    users: np.ndarray, items: np.ndarray, user_count: int, item_count: int, everywhere: bool
-) -> np.ndarray:
-    """Which ordered events do not repeat the one before them, or any earlier one of their user."""
-    kept = np.ones(len(users), bool)
+def repeated(users: np.ndarray, items: np.ndarray, user_count: int, everywhere: bool) -> np.ndarray:
+    """Which ordered events repeat the one before them, or with ``everywhere`` any earlier one of
+    their user, bool ``[T]``. users: u32 below ``user_count``. items: u32."""
+    found = np.zeros(len(users), bool)
     if not everywhere:
-        kept[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
-        return kept
-    rows = stable_order(items, item_count)
+        found[1:] = (users[1:] == users[:-1]) & (items[1:] == items[:-1])
+        return found
+    rows = stable_order(items, int(items.max(initial=0)) + 1)
     rows = rows[stable_order(users[rows], user_count)]
     again = (users[rows][1:] == users[rows][:-1]) & (items[rows][1:] == items[rows][:-1])
-    kept[rows[1:][again]] = False
-    return kept
+    found[rows[1:][again]] = True
+    return found

@@ -128,8 +128,8 @@ WAYS: dict[Preset, list[Way]] = {
 def lay_out(sources: list[Source], options: PrepareOptions) -> list[Source]:
     """The sources with their columns.
 
-    Raises LonghaulError where a file is written in no way of its preset, the options do not go
-    with it, or files do not have columns for the same uses.
+    Raises LonghaulError where a file is written in no way of its preset, or files do not have
+    columns for the same uses.
     """
     laid = [
         _named(source, options) if options.source is None else _known(source, options)
@@ -142,13 +142,6 @@ def lay_out(sources: list[Source], options: PrepareOptions) -> list[Source]:
             raise LonghaulError(
                 f"{has.url} has a column for {use}, {lacks.url} has none; prepare them apart"
             )
-    if options.source is not None:
-        try:
-            options.check_uses(set(first.columns))
-        except ValueError as error:
-            raise LonghaulError(
-                f"{first.url} has columns for {', '.join(first.columns)} only: {error}"
-            ) from error
     for source in laid:
         if source.names is not None:
             explain.check_columns(source, list(source.names))
@@ -158,6 +151,15 @@ def lay_out(sources: list[Source], options: PrepareOptions) -> list[Source]:
                 "character; set format to tsv, which has no quotes"
             )
     return laid
+
+
+def check_uses(sources: list[Source], options: PrepareOptions) -> None:
+    """Raise LonghaulError where an option asks for a column that known files do not have."""
+    try:
+        options.check_uses(set(sources[0].columns))
+    except ValueError as error:
+        has = ", ".join(sources[0].columns)
+        raise LonghaulError(f"{sources[0].url} has columns for {has} only: {error}") from error
 
 
 def _named(source: Source, options: PrepareOptions) -> Source:

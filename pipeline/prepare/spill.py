@@ -25,7 +25,9 @@ def narrowed(array: pa.Array) -> tuple[pa.Array, int | None]:
     least, most = int(values.min()), int(values.max())
     if most - least >= 2**32:
         return array, None
-    return pa.array((values - least).astype(np.uint32)), least
+    differences = np.empty(len(values), np.uint32)
+    np.subtract(values, least, out=differences, casting="unsafe")
+    return pa.array(differences), least
 
 
 def widened(array: pa.Array, base: int | None) -> pa.Array:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.prepare.order import coded
+from pipeline.prepare.runs import StoredRun
 
 _AT_ONCE = 2**24  # keys that are merged together, where they are many
 
@@ -32,4 +33,12 @@ def _merged(parts: list[Counted]) -> Counted:
     for part, counted in parts:  # keys of one part differ, so no entry is met twice in one
         events[codes[start : start + len(part)]] += counted
         start += len(part)
+    return keys, events
+
+
+def number_items(runs: list[StoredRun]) -> Counted:
+    """All items of the runs and their events; every run learns where its own are among them."""
+    keys, events = merge(run.items() for run in runs)
+    for run in runs:
+        run.number_items(keys)
     return keys, events

@@ -17,6 +17,10 @@ T = TypeVar("T")
 _AT_ONCE = 2**24  # bytes
 
 
+class Unfinished(LonghaulError):
+    """Nothing is wrong with the input: what is done is worth keeping."""
+
+
 class Work:
     """The folder ``url`` of a preparation under way, for the plan with this ``fingerprint``."""
 
@@ -62,4 +66,4 @@ def check_whole(folder: str, files: list[File]) -> None:
             for start in range(0, file.bytes, _AT_ONCE):
                 digest.update(storage.read_bytes(url, start, min(file.bytes, start + _AT_ONCE)))
         if digest.hexdigest() != file.sha256:
-            raise LonghaulError(f"{url} is not as it was written: remove it to begin again")
+            raise LonghaulError(f"{url} is not as it was written; start again")

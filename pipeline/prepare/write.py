@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.manifest import INDEX, INDEX_SCHEMA, ITEMS, SHARDS, USERS, File
@@ -57,14 +58,14 @@ def write_shard(
     ``advance`` hears of the events of each member. Raises LonghaulError where the write fails;
     then no such file exists.
     """
-    name = f"{number:05d}.tar"
+    path = f"{SHARDS}/{number:05d}.tar"
     bounds = cut_members(histories.lengths, most_users)
     offsets = np.concatenate([[0], np.cumsum(histories.lengths)])
     keys = _keys(histories.user_keys)
     index: list[dict[str, Any]] = []
     whole = hashlib.sha256()
     start = 0
-    with storage.create(storage.join(output, SHARDS, name)) as file:
+    with storage.create(storage.join(output, path)) as file:
         for count, (first, last) in enumerate(pairwise(bounds.tolist())):
             key = f"{number:05d}-{count:06d}"
             member = _member(histories, offsets, keys, first, last)
@@ -73,7 +74,7 @@ def write_shard(
             whole.update(content)
             index.append(
                 {
-                    "shard": name,
+                    "shard": path,
                     "member": key,
                     "start": start,
                     "stop": start + len(content),
@@ -89,7 +90,7 @@ def write_shard(
             advance(len(member.items))
         file.write(SHARD_END)
         whole.update(SHARD_END)
-    entry = File(path=f"{SHARDS}/{name}", bytes=start + len(SHARD_END), sha256=whole.hexdigest())
+    entry = File(path=path, bytes=start + len(SHARD_END), sha256=whole.hexdigest())
     return Shard(entry, _write_users(output, number, histories, bounds), index)
 
 
@@ -158,3 +159,9 @@ def write_index(output: str, shards: Iterable[Shard]) -> File:
     """Write the index, one row a member."""
     rows = [row for shard in shards for row in shard.index]
     return _write_table(output, INDEX, pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+
+
+def write_document(output: str, name: str, document: BaseModel) -> None:
+    """Write a model as JSON with its fields in their order, which counts rely on."""
+    content = document.model_dump_json(indent=2).encode() + b"\n"
+    storage.write_bytes(storage.join(output, name), content)

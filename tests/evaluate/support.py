@@ -84,7 +84,7 @@ def write_dataset(
         encoded, head = encode_member(f"{number:06d}", member)
         rows.append(
             {
-                "shard": "00000.tar",
+                "shard": "shards/00000.tar",
                 "member": f"{number:06d}",
                 "start": len(content),
                 "stop": len(content) + len(encoded),

@@ -189,8 +189,8 @@ def check_contract(dataset: Dataset, shard_bytes: int = 128 * 2**20) -> None:
         content = (Path(dataset.url) / file.path).read_bytes()
         assert len(content) == file.bytes
         assert hashlib.sha256(content).hexdigest() == file.sha256
-        contents[Path(file.path).name] = content
-    names = [Path(file.path).name for file in manifest.shards]
+        contents[file.path] = content
+    names = [file.path for file in manifest.shards]
     members = [dataset.read(number) for number in range(len(dataset))]
     mapped = []
     for shard in range(len(names)):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.prepare import formats
+from pipeline.prepare.shuffle import Shuffle
 from tests.prepare.oracle import counts, read_back, run, short
 from tests.prepare.test_errors import RATINGS, TIMES, failure
 
@@ -485,23 +486,21 @@ def test_options_of_bad_rows() -> None:
 def test_a_start_after_an_interruption_still_knows_of_bad_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.prepare import run as stage
-
     (tmp_path / "a.csv").write_text("user,item\n1,2\n1\n")
-    sort = stage._Preparation._sort
+    sort = Shuffle.sort
 
     def interrupted(self: Any, *args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage._Preparation, "_sort", interrupted)
+    monkeypatch.setattr(Shuffle, "sort", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "a.csv", tmp_path / "out", **SKIP)
-    monkeypatch.setattr(stage._Preparation, "_sort", sort)
+    monkeypatch.setattr(Shuffle, "sort", sort)
 
     def again(*args: Any) -> Any:
         raise AssertionError("what was dealt is dealt again")
 
-    monkeypatch.setattr(stage, "deal", again)
+    monkeypatch.setattr("pipeline.prepare.shuffle.deal", again)
     dataset = run(tmp_path / "a.csv", tmp_path / "out", **SKIP)
     assert counts(dataset)["bad_rows"] == 1
     assert told(tmp_path / "out") == [("line 3", None, "1", "has 1 column instead of 2")]

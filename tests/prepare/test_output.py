@@ -49,6 +49,7 @@ def test_overwrite_replaces_all_of_it(log: Path, tmp_path: Path) -> None:
     (out / "notes.md").write_text("mine")
     dataset = run(log, out, overwrite=True)
     assert files(out) == [
+        "card.json",
         "index.parquet",
         "items.parquet",
         "manifest.json",
@@ -235,6 +236,7 @@ def test_the_manifest_goes_first_and_the_shards_last(log: Path, tmp_path: Path) 
     run(log, out, shard_bytes=4000)
     assert _files_of_ours(str(out)) == [
         "manifest.json",
+        "card.json",
         "index.parquet",
         "items.parquet",
         "users/00000.parquet",

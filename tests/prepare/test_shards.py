@@ -79,7 +79,7 @@ def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
     run(tmp_path / "log.parquet", tmp_path / "two", **OPTIONS)
     one, two = content(tmp_path / "one"), content(tmp_path / "two")
     assert sorted(one) == sorted(
-        ["manifest.json", "index.parquet", "items.parquet"]
+        ["manifest.json", "card.json", "index.parquet", "items.parquet"]
         + [f"shards/{n:05d}.tar" for n in range(len(first.manifest.shards))]
         + [f"users/{n:05d}.parquet" for n in range(len(first.manifest.shards))]
     )
