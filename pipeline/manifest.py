@@ -26,6 +26,7 @@ SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 ITEMS = "items.parquet"
+BAD_ROWS = "bad_rows.json"  # a report for people, not among the files that the manifest lists
 USERS = "users"
 # What the map of items counts as recent: the last days of training, or without times the last
 # events of each user's training part.

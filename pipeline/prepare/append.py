@@ -27,10 +27,11 @@ from pipeline.manifest import (
     Split,
 )
 from pipeline.prepare.card import CARD, Card, card_of, traits_in
-from pipeline.prepare.deal import Dealt, action_names, counts_of
+from pipeline.prepare.deal import Dealt, action_names, counts_of, found_in
 from pipeline.prepare.engine import Advance, Meter, Progress, run_tasks
 from pipeline.prepare.extend import Extended, Extension, count_extended, least_of, write_extended
 from pipeline.prepare.histories import histories_of
+from pipeline.prepare.inputs import Source
 from pipeline.prepare.layout import check_sizes, users_per_member
 from pipeline.prepare.options import PrepareOptions, lasting, version
 from pipeline.prepare.output import clear_output
@@ -53,7 +54,24 @@ def of_base(options: PrepareOptions, base: Dataset) -> PrepareOptions:
         raise LonghaulError(f"timestamp_unit: the times of {base.url} are in {unit}")
     kept = {name: v for name, v in base.manifest.lineage.options.items() if v is not None}
     given = options.model_dump(exclude_unset=True, exclude={"append"})
+    if "source" not in given and {"user", "item"} <= given.keys():
+        kept.pop("source", None)  # the new files are none of its
     return PrepareOptions.model_validate(kept | given | {"timestamp_unit": unit})
+
+
+def check_fits(sources: list[Source], base: Dataset) -> None:
+    """Raise LonghaulError where known files cannot extend ``base``: they have times in another
+    unit, or have times or actions where it has none, or the other way round."""
+    unit, actions = base.manifest.timestamp_unit, base.manifest.actions
+    for source in sources:
+        for use, has in (("timestamp", unit is not None), ("action", actions is not None)):
+            if (use in source.columns) != has:
+                one, other = (base.url, source.url) if has else (source.url, base.url)
+                raise LonghaulError(f"{one} has a column for {use}, {other} has none")
+        if source.unit not in (None, unit):
+            raise LonghaulError(
+                f"timestamps of {base.url} are in {unit}, those of {source.url} in {source.unit}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +113,7 @@ class Appending:
         """Write the extended data set; its manifest."""
         base = self._base.manifest
         kinds, dealt = self._deal(pieces, kinds)
-        counts = counts_of(dealt, self._options)
+        counts = counts_of(dealt, self._options, pieces)
         known_actions = base.actions or []
         found = action_names(dealt, self._options)
         names = [*known_actions, *(name for name in found if name not in known_actions)]
@@ -168,6 +186,7 @@ class Appending:
         write_document(
             self._output, CARD, card_of(manifest, traits, lengths, occurrences["events"])
         )
+        found_in(dealt).write(self._output, counts.removed["events_read"])
         write_document(self._output, MANIFEST, manifest)
         return manifest
 

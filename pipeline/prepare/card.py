@@ -56,12 +56,12 @@ def traits(
         duplicates = int(same.sum())
     days = times // (86_400 * PER_SECOND[unit])
     first, last = int(days.min()), int(days.max())
-    found: dict[int, int] = {}
+    by_day: dict[int, int] = {}
     if last - first < _CALENDAR:  # else the unit is wrong, and every event has a day of its own
         counts = np.bincount(days - first)
         numbers = np.flatnonzero(counts)
-        found = dict(zip((numbers + first).tolist(), counts[numbers].tolist(), strict=True))
-    return Traits(int(tied.sum()), duplicates, found)
+        by_day = dict(zip((numbers + first).tolist(), counts[numbers].tolist(), strict=True))
+    return Traits(int(tied.sum()), duplicates, by_day)
 
 
 class Card(BaseModel):
@@ -149,7 +149,7 @@ def date_of(day: int) -> str:
     """A day since 1970 as ISO 8601; one that no calendar has, as its number."""
     try:
         return datetime.fromtimestamp(day * 86_400, UTC).date().isoformat()
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         return f"day {day}"
 
 

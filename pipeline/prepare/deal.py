@@ -15,10 +15,10 @@ import pyarrow as pa
 from pipeline.errors import LonghaulError
 from pipeline.manifest import File
 from pipeline.prepare import spill
+from pipeline.prepare.bad import Found
 from pipeline.prepare.counts import Counts
 from pipeline.prepare.engine import Advance
 from pipeline.prepare.events import Events, joined
-from pipeline.prepare.formats import wanted
 from pipeline.prepare.keys import hash_keys
 from pipeline.prepare.layout import shard_of
 from pipeline.prepare.options import PrepareOptions
@@ -48,12 +48,14 @@ class Partition:
 class Dealt:
     """What a task dealt.
 
-    events: as many were read. removed: by filters on rows, in their order. oldest, newest: times
-    of the events that were kept. actions: what the codes of actions in its files stand for. rows,
-    bytes: of each partition, the bytes of what it takes in memory. inputs: of the files it read.
+    events: as many were read. found: beside them. removed: by filters on rows, in their order.
+    oldest, newest: times of the events that were kept. actions: what the codes of actions in its
+    files stand for. rows, bytes: of each partition, the bytes of what it takes in memory. inputs:
+    of the files it read.
     """
 
     events: int = 0
+    found: Found = field(default_factory=Found)
     removed: dict[str, int] = field(default_factory=dict)
     oldest: int | None = None
     newest: int | None = None
@@ -90,10 +92,10 @@ def deal(
 
     for piece in pieces:
         hashed = _noting(piece, dealt)
-        for events in read_piece(piece, options, kinds, advance, hashed):
+        for events in read_piece(piece, options, kinds, dealt.found, advance, hashed):
             dealt.events += len(events)
             if events.actions is not None:
-                _note_actions(events.actions, codes, options)
+                _note_actions(events.actions, codes, piece.source.columns["action"])
             events = _filter_rows(events, options, dealt.removed)
             if len(events) == 0:
                 continue
@@ -144,13 +146,12 @@ def _noting(piece: Piece, dealt: Dealt) -> Callable[[str], None]:
     return hashed
 
 
-def _note_actions(actions: pa.Array, codes: dict[str, int], options: PrepareOptions) -> None:
+def _note_actions(actions: pa.Array, codes: dict[str, int], column: str) -> None:
     for name in actions.unique().to_pylist():
         codes.setdefault(name, len(codes))
     if len(codes) > _U16:
         raise LonghaulError(
-            f"column '{options.action}' has more than {_U16} different actions; "
-            "is it the right column?"
+            f"column '{column}' has more than {_U16} different actions; is it the right column?"
         )
 
 
@@ -239,19 +240,29 @@ def picked(array: pa.Array, rows: np.ndarray) -> pa.Array:
     return pa.array(array.to_numpy()[rows])
 
 
-def counts_of(dealt: list[Dealt], options: PrepareOptions) -> Counts:
+def found_in(dealt: list[Dealt]) -> Found:
+    """What was found in all rows, beside events."""
+    return sum((each.found for each in dealt), Found())
+
+
+def counts_of(dealt: list[Dealt], options: PrepareOptions, pieces: list[Piece]) -> Counts:
     """The events that were read, and what filters on rows removed.
 
-    Raises LonghaulError where there are none, or ``keep_actions`` names one that no event has.
+    Raises LonghaulError where there are none, too many are bad, or ``keep_actions`` names an action
+    that no event has.
     """
+    found = found_in(dealt)
     events = sum(each.events for each in dealt)
-    if not events:
+    if not events + found.bad_rows:
         files = [file.path for each in dealt for file in each.inputs]
         where = files[0] if len(files) == 1 else f"the {len(files)} input files"
-        columns = list(wanted(options).values())
+        columns = list(pieces[0].source.columns.values())
         raise LonghaulError(f"no events in {where}; check the columns {columns}")
-    counts = Counts(events)
+    found.check(events, options)
     action_names(dealt, options)  # a wrong name, before it is said that it left nothing
+    counts = Counts(events + found.bad_rows)
+    if options.bad_rows == "skip":
+        counts.note("bad_rows", found.bad_rows)
     for name in ("min_rating", "keep_actions"):
         if getattr(options, name) is not None:
             counts.note(name, sum(each.removed.get(name, 0) for each in dealt))

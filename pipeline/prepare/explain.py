@@ -9,15 +9,21 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from itertools import islice
+from typing import Any, TextIO, TypeVar
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.prepare.inputs import Source
+from pipeline.prepare.options import Use
+
+T = TypeVar("T")
+
+_LOOK = 10_000  # lines of JSON in which one at least has to be good
 
 csv.field_size_limit(2**31 - 1)  # a lost quote makes fields of any length
 
@@ -47,7 +53,7 @@ def _text(source: Source) -> Iterator[TextIO]:
 def check_quotes(source: Source) -> None:
     """Raise LonghaulError where a CSV file has a quote that is not closed, or not doubled."""
     with _text(source) as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(file, delimiter=source.separator, strict=True)
         line = 1
         try:
             for _ in reader:
@@ -67,10 +73,15 @@ def _records(source: Source) -> Iterator[tuple[int, list[str]]]:
                 if found := re.findall(r"[^ \t\r\n]+", words):
                     yield number, found
             return
+        if len(source.separator) > 1:
+            for number, words in enumerate(file, start=1):
+                if words.strip("\r\n"):
+                    yield number, words.rstrip("\r\n").split(source.separator)
+            return
         if source.format == "csv":
-            reader = csv.reader(file)
+            reader = csv.reader(file, delimiter=source.separator)
         else:
-            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            reader = csv.reader(file, delimiter=source.separator, quoting=csv.QUOTE_NONE)
         line = 1
         for fields in reader:
             if fields:  # a blank line holds no record, for Arrow too
@@ -83,6 +94,12 @@ def _json_lines(source: Source) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, line
+
+
+def first_line(source: Source) -> str:
+    """The first line that is not blank, without its end; empty where there is none."""
+    with _text(source) as file:
+        return next((line.strip() for line in file if line.strip()), "")
 
 
 def header(source: Source) -> list[str]:
@@ -99,19 +116,32 @@ def has_rows(source: Source) -> bool:
     return next(records, None) is not None
 
 
-def first_record(source: Source) -> tuple[int, dict[str, Any]]:
-    """The first object of a JSON lines file and its line."""
-    for number, line in _json_lines(source):
-        return number, _parse(source, number, line)
-    raise LonghaulError(f"{source.url} holds only blank lines, where JSON objects should be")
+def first_record(source: Source, skip: bool, fits: Callable[[int, dict[str, Any]], T]) -> T:
+    """What ``fits`` makes of line and object of the first record of a JSON lines file.
+
+    With ``skip``, of the first that it raises no LonghaulError for, among as many as one looks at.
+    """
+    first: LonghaulError | None = None
+    for number, line in islice(_json_lines(source), _LOOK if skip else 1):
+        try:
+            return fits(number, _object(source, number, line))
+        except LonghaulError as error:
+            first = first or error
+    raise first or LonghaulError(
+        f"{source.url} holds only blank lines, where JSON objects should be"
+    )
 
 
 def _parse(source: Source, number: int, line: str) -> dict[str, Any]:
     if not _is_utf8(line):
         raise LonghaulError(f"{source.url}, line {number} is not valid UTF-8; convert the file")
+    return _object(source, number, line)
+
+
+def _object(source: Source, number: int, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LonghaulError(
             f"{source.url}, line {number} is not JSON ({error}); write one object a line"
         ) from error
@@ -122,13 +152,36 @@ def _parse(source: Source, number: int, line: str) -> dict[str, Any]:
     return record
 
 
+def json_reason(line: bytes, fields: dict[str, pa.DataType]) -> str:
+    """Why a line cannot be read as an object with these fields."""
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return "is not valid UTF-8"
+    except (ValueError, RecursionError):
+        return "is not JSON"
+    if not isinstance(record, dict):
+        return "is JSON but no object"
+    for name, kind in fields.items():
+        value = record.get(name)
+        wanted = str if kind == pa.string() else (int, float)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
+            return f"has another type in '{name}' than the first record"
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            return f"has a number in '{name}' that does not fit 64 bits"
+    for name, kind in fields.items():
+        if kind == pa.int64() and isinstance(record.get(name), float):
+            return f"has another type in '{name}' than the first record"
+    return "is JSON that cannot be read"
+
+
 def _is_utf8(text: str) -> bool:
     return not any("\udc80" <= character <= "\udcff" for character in text)
 
 
-def check_columns(source: Source, columns: dict[str, str], found: list[str]) -> None:
+def check_columns(source: Source, found: list[str]) -> None:
     """Raise LonghaulError where the file lacks a column that is asked for, or has it twice."""
-    for use, name in columns.items():
+    for use, name in source.columns.items():
         if found.count(name) > 1:
             raise LonghaulError(
                 f"{source.url} has {found.count(name)} columns '{name}'; rename one"
@@ -147,36 +200,44 @@ def check_columns(source: Source, columns: dict[str, str], found: list[str]) -> 
         )
 
 
-def place(source: Source, row: int, headed: bool) -> str:
-    """File and line (for Parquet: row, from 1) of row ``row``, which is counted from 0.
+def places(source: Source, rows: list[int], near: int | None = None) -> list[str]:
+    """The lines (for Parquet: rows, from 1) of ascending ``rows``, which are counted from 0.
 
-    ``headed`` says whether a CSV or TSV file has a header line.
+    near: where given, of a later row only its record is told: no line is looked for so far away.
     """
     if source.format == "parquet":
-        return f"{source.url}, row {row + 1}"
+        return [f"row {row + 1}" for row in rows]
     lines: Iterator[tuple[int, Any]]
     if source.format == "jsonl":
-        lines = _json_lines(source)
+        lines, above = _json_lines(source), 0
     else:
-        lines = _records(source)
-        row += headed
-    for index, (number, _) in enumerate(lines):
-        if index == row:
-            return f"{source.url}, line {number}"
-    return f"{source.url}, record {row + 1}"
+        lines, above = _records(source), source.names is None
+    sought = [row + above for row in rows if near is None or row < near]
+    found = {
+        index: number
+        for index, (number, _) in zip(range(max(sought, default=-1) + 1), lines, strict=False)
+        if index in sought
+    }
+    return [
+        f"line {found[row + above]}" if row + above in found else f"record {row + above + 1}"
+        for row in rows
+    ]
 
 
-def explain(source: Source, columns: dict[str, str], names: list[str] | None) -> None:
-    """Raise LonghaulError with line and reason, if a second look at the file finds them."""
-    if source.format == "jsonl":
-        _explain_json(source, columns)
-    elif source.format != "parquet":
-        _explain_records(source, columns, names)
+def explain(source: Source, skip: bool) -> None:
+    """Raise LonghaulError with line and reason, if a second look at the file finds them.
+
+    With ``skip``, not for a record that was skipped.
+    """
+    if source.format == "jsonl" and not skip:
+        _explain_json(source, source.columns)
+    elif source.format != "parquet" and not skip:
+        _explain_records(source, source.columns, source.names)
     if source.format == "csv":
         check_quotes(source)
 
 
-def _explain_records(source: Source, columns: dict[str, str], names: list[str] | None) -> None:
+def _explain_records(source: Source, columns: dict[Use, str], names: Sequence[str] | None) -> None:
     told = "in its header line" if names is None else f"expected ({', '.join(names)})"
     for line, fields in _records(source):
         if names is None:
@@ -203,7 +264,7 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "an object")
 
 
-def _explain_json(source: Source, columns: dict[str, str]) -> None:
+def _explain_json(source: Source, columns: dict[Use, str]) -> None:
     first: dict[str, Any] = {}
     for line, content in _json_lines(source):
         record = _parse(source, line, content)

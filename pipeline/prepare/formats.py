@@ -5,46 +5,39 @@ and the reason.
 """
 
 import hashlib
-import io
-import json
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.prepare import explain
+from pipeline.prepare.bad import Origin, Sieve
+from pipeline.prepare.batch import Batch, exploded, is_list
+from pipeline.prepare.delimited import read_delimited
 from pipeline.prepare.inputs import Source
-from pipeline.prepare.options import PrepareOptions
-
-# What a column is used for, and the name it has in the file.
-Columns = dict[str, str]
-Batch = dict[str, pa.Array]
+from pipeline.prepare.json_lines import read_json_lines, types_of
+from pipeline.prepare.options import Use
 
 _BLOCK = 16 * 2**20
 _ROWS = 2**21
 
 
-def wanted(options: PrepareOptions) -> Columns:
-    """The columns to read, by use: user, item and those of the optional ones that are named."""
-    uses = ("user", "item", "timestamp", "action", "rating")
-    named = {use: getattr(options, use) for use in uses}
-    return {use: name for use, name in named.items() if name is not None}
-
-
-def text_columns(source: Source, options: PrepareOptions) -> list[str] | None:
-    """Names of the columns of a file without a header line; None where the file has one."""
-    if options.columns is not None:
-        return options.columns
-    return [options.user, options.item] if source.format == "text" else None
+def names_in(source: Source, skip: bool) -> list[str]:
+    """The columns that a file with a header line, or of a format with names, says it has."""
+    if source.format == "jsonl":
+        return explain.first_record(source, skip, lambda line, record: list(record))
+    if source.format != "parquet":
+        return explain.header(source)
+    with _readable(source, skip) as file, _parquet_file(source, file) as reader:
+        names: list[str] = reader.schema_arrow.names
+        return names
 
 
 class _Tap:
@@ -92,79 +85,103 @@ class Groups:
     first: int
     last: int
     row: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row group: how many rows it has, and how many events, which is more where it has lists."""
+
     rows: int
+    events: int
 
 
 @dataclass(frozen=True)
 class Shape:
     """What is known of a file before its rows are read.
 
-    kinds: types of its columns by use, empty where the format has none. groups: rows of each row
-    group of a Parquet file, None where only its reading tells.
+    kinds: types of its columns by use (of lists, of what is in them), empty where the format has
+    none. groups: those of a Parquet file, None where only its reading tells.
     """
 
-    kinds: dict[str, pa.DataType]
-    groups: list[int] | None
+    kinds: dict[Use, pa.DataType]
+    groups: list[Group] | None
 
 
-def shape_of(source: Source, options: PrepareOptions) -> Shape:
+def shape_of(source: Source, skip: bool) -> Shape:
     """Look at a file. Raises LonghaulError as ``batches`` does."""
-    columns, names = wanted(options), text_columns(source, options)
-    with _readable(source, columns, names) as file:
+    with _readable(source, skip) as file:
         if source.format == "jsonl":
-            kinds = _json_types(source, columns)
-            return Shape({use: kinds[name] for use, name in columns.items()}, None)
+            fields = types_of(source, skip)
+            return Shape({use: fields[name] for use, name in source.columns.items()}, None)
         if source.format != "parquet":
             return Shape({}, None)
-        with _parquet_file(source, file, columns) as reader:
+        with _parquet_file(source, file) as reader:
+            explain.check_columns(source, reader.schema_arrow.names)
             schema, metadata = reader.schema_arrow, reader.metadata
-            groups = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
-            kinds = {use: schema.field(name).type for use, name in columns.items()}
+            groups = [_group(metadata.row_group(g), source) for g in range(metadata.num_row_groups)]
+            kinds = {use: schema.field(name).type for use, name in source.columns.items()}
+            kinds = {use: k.value_type if is_list(k) else k for use, k in kinds.items()}
             # A compressed one would be unpacked for every piece.
             return Shape(kinds, groups if source.compression is None else None)
 
 
+def _group(metadata: Any, source: Source) -> Group:
+    entries = [metadata.num_rows]
+    for column in map(metadata.column, range(metadata.num_columns)):
+        # Of a list, what lies in it has a name below that of the column.
+        path = f"{column.path_in_schema}."
+        if any(path.startswith(f"{name}.") for name in source.columns.values()):
+            entries.append(column.num_values)
+    return Group(metadata.num_rows, max(entries))
+
+
 def batches(
     source: Source,
-    options: PrepareOptions,
+    sieve: Sieve,
     groups: Groups | None,
     advance: Callable[[int], None],
     hashed: Callable[[str], None],
 ) -> Iterator[Batch]:
-    """The rows of a file (of these row groups, where given) in order, as columns by use.
+    """The rows of a file (of these row groups, where given) in order.
 
     ``advance`` hears of bytes as they are read; ``hashed``, once a file, its SHA-256. Raises
-    LonghaulError, in one line with file and line, for anything that cannot be read.
+    LonghaulError, in one line with file and line, for anything that cannot be read, except for
+    rows that the ``sieve`` takes.
     """
-    columns, names = wanted(options), text_columns(source, options)
-    with _readable(source, columns, names) as file:
+    with _readable(source, sieve.skip) as file:
         if source.format == "parquet":
             if groups is None or groups.first == 0:
                 # Parquet is read in pieces from all over the file, so it is hashed beforehand.
                 hashed(hash_source(source))
-            with _parquet_file(source, file, columns) as reader:
-                yield from _parquet(source, reader, columns, groups, advance)
-        else:
-            tap = _Tap(file)
-            stream = explain.decompressed(tap, source)
-            told = 0
-            for batch in _in_order(source, stream, columns, names):
-                yield batch
-                # Told here and not by the tap, which Arrow may read from another thread.
-                told, before = tap.count, told
-                advance(told - before)
-            hashed(tap.finish())
-            advance(tap.count - told)
+            with _parquet_file(source, file) as reader:
+                explain.check_columns(source, reader.schema_arrow.names)
+                yield from _parquet(source, reader, sieve, groups, advance)
+            return
+        tap = _Tap(file)
+        stream = explain.decompressed(tap, source)
+        told = row = 0
+        for table in _in_order(source, stream, sieve):
+            yield Batch(_by_use(source, table), partial(_line_of, sieve, row))
+            row += len(table)
+            # Told here and not by the tap, which Arrow may read from another thread.
+            told, before = tap.count, told
+            advance(told - before)
+        hashed(tap.finish())
+        advance(tap.count - told)
+
+
+def _line_of(sieve: Sieve, first: int, row: int) -> Origin:
+    return sieve.origin(first + row)
 
 
 @contextmanager
-def _readable(source: Source, columns: Columns, names: list[str] | None) -> Iterator[BinaryIO]:
+def _readable(source: Source, skip: bool) -> Iterator[BinaryIO]:
     """The open file; what Arrow says of its content becomes one line."""
     with _opened(source) as file:
         try:
             yield file
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            explain.explain(source, columns, names)
+            explain.explain(source, skip)
             detail = str(error).strip().splitlines()[0]
             raise LonghaulError(
                 f"cannot read {source.url} as {source.format}: {detail}; "
@@ -172,30 +189,23 @@ def _readable(source: Source, columns: Columns, names: list[str] | None) -> Iter
             ) from error
 
 
-def _in_order(
-    source: Source, stream: Any, columns: Columns, names: list[str] | None
-) -> Iterator[Batch]:
+def _in_order(source: Source, stream: Any, sieve: Sieve) -> Iterator[Any]:
     """The rows of a format that is read from start to end."""
     if source.format == "jsonl":
-        return _jsonl(source, stream, columns)
-    if source.format == "text":
-        assert names is not None
-        return _text(source, stream, columns, names)
-    return _delimited(source, stream, columns, names)
+        return read_json_lines(source, stream, sieve, _BLOCK)
+    return read_delimited(source, stream, sieve, _BLOCK)
 
 
-def _by_use(columns: Columns, batch: Any) -> Batch:
-    found: Batch = {}
-    for use, name in columns.items():
-        array = batch.column(name)
+def _by_use(source: Source, table: Any) -> dict[Use, pa.Array]:
+    found: dict[Use, pa.Array] = {}
+    for use, name in source.columns.items():
+        array = table.column(name)
         found[use] = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
     return found
 
 
 @contextmanager
-def _parquet_file(
-    source: Source, file: BinaryIO, columns: Columns
-) -> Iterator[pa.parquet.ParquetFile]:
+def _parquet_file(source: Source, file: BinaryIO) -> Iterator[pa.parquet.ParquetFile]:
     with tempfile.TemporaryFile() as spool:
         if source.compression is not None:
             stream = explain.decompressed(file, source)
@@ -203,169 +213,31 @@ def _parquet_file(
                 spool.write(content)
             spool.seek(0)
             file = spool
-        reader = pa.parquet.ParquetFile(file)
-        explain.check_columns(source, columns, reader.schema_arrow.names)
-        yield reader
+        yield pa.parquet.ParquetFile(file)
 
 
 def _parquet(
     source: Source,
     reader: pa.parquet.ParquetFile,
-    columns: Columns,
+    sieve: Sieve,
     groups: Groups | None,
     advance: Callable[[int], None],
 ) -> Iterator[Batch]:
-    rows, done, told = reader.metadata.num_rows, 0, 0
-    chosen = None if groups is None else list(range(groups.first, groups.last))
-    for batch in reader.iter_batches(
-        batch_size=_ROWS, row_groups=chosen, columns=list(columns.values())
+    metadata = reader.metadata
+    chosen = list(range(metadata.num_row_groups))
+    if groups is not None:
+        chosen = chosen[groups.first : groups.last]
+    held = [_group(metadata.row_group(number), source) for number in chosen]
+    # As many rows at a time as hold so many events, however long their lists are.
+    events = max(1, sum(group.events for group in held))
+    at_once = max(1, _ROWS * sum(group.rows for group in held) // events)
+    first = 0 if groups is None else groups.row
+    done = told = 0
+    for table in reader.iter_batches(
+        batch_size=at_once, row_groups=chosen, columns=list(source.columns.values())
     ):
-        yield _by_use(columns, batch)
-        done += len(batch)
-        share = source.bytes * done // rows
+        yield exploded(source, _by_use(source, table), first + done, sieve)
+        done += len(table)
+        share = source.bytes * done // metadata.num_rows
         advance(share - told)
         told = share
-
-
-def _delimited(
-    source: Source, stream: Any, columns: Columns, names: list[str] | None
-) -> Iterator[Batch]:
-    if names is None:
-        header = explain.header(source)
-        explain.check_columns(source, columns, header)
-        if not explain.has_rows(source):
-            return  # a header alone: Arrow takes that for an error
-    quoted = source.format == "csv"
-    counted = _Counted(stream)
-    reader = pa.csv.open_csv(
-        pa.PythonFile(counted, mode="r"),
-        read_options=pa.csv.ReadOptions(column_names=names, block_size=_BLOCK),
-        parse_options=pa.csv.ParseOptions(
-            delimiter="," if quoted else "\t",
-            quote_char='"' if quoted else False,
-            newlines_in_values=quoted,
-        ),
-        convert_options=_as_strings(columns),
-    )
-    rows = 0
-    for batch in reader:
-        rows += len(batch)
-        yield _by_use(columns, batch)
-    # A quote that is never closed swallows lines without an error. Lines inside quotes may also
-    # be meant, which only a slow second look can tell.
-    if quoted and counted.quotes and counted.lines > rows + (names is None):
-        explain.check_quotes(source)
-
-
-class _Counted:
-    """A stream of text that counts its line ends, and whether it holds quotes."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.lines = 0
-        self.quotes = False
-        self.closed = False
-
-    def read(self, size: int = -1) -> bytes:
-        content: bytes = self._stream.read(size)
-        self.lines += max(content.count(b"\n"), content.count(b"\r"))
-        self.quotes = self.quotes or b'"' in content
-        return content
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def _as_strings(columns: Columns) -> Any:
-    # The type of an id is decided on the whole data, so nothing may be guessed from a block.
-    return pa.csv.ConvertOptions(
-        include_columns=list(columns.values()),
-        column_types={name: pa.string() for name in columns.values()},
-        strings_can_be_null=False,
-    )
-
-
-def _lines(stream: Any) -> Iterator[bytes]:
-    """The stream in blocks of whole lines."""
-    rest = b""
-    while content := stream.read(_BLOCK):
-        cut = content.rfind(b"\n") + 1
-        if cut:
-            yield rest + content[:cut]
-            rest = content[cut:]
-        else:
-            rest += content
-    if rest:
-        yield rest
-
-
-def _squeeze(block: bytes) -> bytes:
-    """The block with single spaces between columns and none at the ends of lines."""
-    odd = (b"\t", b"  ", b" \n", b"\n ", b" \r")
-    if any(pattern in block for pattern in odd) or block[:1] == b" " or block[-1:] == b" ":
-        block = re.sub(rb"[ \t]+", b" ", block)
-        block = re.sub(rb"(?:^|(?<=[\r\n])) | (?=[\r\n]|\Z)", b"", block)
-    return block
-
-
-def _text(source: Source, stream: Any, columns: Columns, names: list[str]) -> Iterator[Batch]:
-    for number, block in enumerate(_lines(stream)):
-        if number == 0:
-            block = block.removeprefix(b"\xef\xbb\xbf")
-        table = pa.csv.read_csv(
-            io.BytesIO(_squeeze(block)),
-            read_options=pa.csv.ReadOptions(column_names=names),
-            parse_options=pa.csv.ParseOptions(delimiter=" ", quote_char=False),
-            convert_options=_as_strings(columns),
-        )
-        yield _by_use(columns, table)
-
-
-def _jsonl(source: Source, stream: Any, columns: Columns) -> Iterator[Batch]:
-    fields: dict[str, pa.DataType] | None = None
-    for block in _lines(stream):
-        if not block.strip():
-            continue
-        if fields is None:
-            fields = _json_types(source, columns)
-        try:
-            table = _read_json(block, fields)
-        except pa.ArrowInvalid:
-            name = columns.get("timestamp", "")
-            if fields.get(name) != pa.int64():
-                raise
-            # Integers are read exactly; floats that are whole numbers are allowed among them.
-            fields = {**fields, name: pa.float64()}
-            table = _read_json(block, fields)
-            fields[name] = pa.int64()
-        yield _by_use(columns, table)
-
-
-def _read_json(block: bytes, fields: dict[str, pa.DataType]) -> pa.Table:
-    return pa.json.read_json(
-        io.BytesIO(block),
-        parse_options=pa.json.ParseOptions(
-            explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore"
-        ),
-    )
-
-
-def _json_types(source: Source, columns: Columns) -> dict[str, pa.DataType]:
-    """The type of every column, as the first record has it; later records must agree."""
-    line, record = explain.first_record(source)
-    explain.check_columns(source, columns, list(record))
-    types: dict[str, pa.DataType] = {}
-    for use, name in columns.items():
-        value = record[name]
-        if use == "rating":
-            types[name] = pa.float64()
-        elif isinstance(value, str):
-            types[name] = pa.string()
-        elif use == "timestamp" or (isinstance(value, int) and not isinstance(value, bool)):
-            types[name] = pa.int64()
-        else:
-            raise LonghaulError(
-                f"{source.url}, line {line}: column '{name}' is {json.dumps(value)}; "
-                "ids are integers or strings"
-            )
-    return types

@@ -1,11 +1,11 @@
 """Which files are read: files, folders and globs become a list of sources in a fixed order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from pipeline import storage
 from pipeline.errors import LonghaulError
-from pipeline.prepare.options import Format, PrepareOptions
+from pipeline.prepare.options import Format, PrepareOptions, Unit, Use
 
 Compression = Literal["gzip", "zstd"]
 
@@ -26,12 +26,25 @@ _FORMATS: dict[str, Format] = {
 
 @dataclass(frozen=True)
 class Source:
-    """One input file: its absolute URL, how to read it, and its size as stored."""
+    """One input file: its absolute URL, how to read it, and its size as stored.
+
+    columns: those to read, by use. names: of all columns, where no line of the file has them.
+    delimiter: None for the one of the format. unit: of its times, where the kind of file tells.
+    """
 
     url: str
     format: Format
     compression: Compression | None
     bytes: int
+    columns: dict[Use, str] = field(default_factory=dict)
+    names: tuple[str, ...] | None = None
+    delimiter: str | None = None
+    unit: Unit | None = None
+
+    @property
+    def separator(self) -> str:
+        """What separates the columns of delimited text."""
+        return self.delimiter or {"csv": ",", "tsv": "\t"}.get(self.format, " ")
 
 
 def list_sources(options: PrepareOptions) -> list[Source]:
@@ -100,19 +113,11 @@ def _source(url: str, size: int, options: PrepareOptions) -> Source:
     known = options.format
     if known is None:
         known = next((kind for suffix, kind in _FORMATS.items() if name.endswith(suffix)), None)
+    if known is None and options.source is not None:
+        known = "text"  # until its first line is seen
     if known is None:
         raise LonghaulError(
             f"input {url}: its suffix names no format; set format to one of "
             f"{', '.join(get_args(Format))}"
-        )
-    if options.columns is not None and known in ("parquet", "jsonl"):
-        raise LonghaulError(
-            f"input {url} is {known}, which names its columns itself; leave columns out"
-        )
-    more = [name for name in (options.timestamp, options.action, options.rating) if name]
-    if options.columns is None and known == "text" and more:
-        raise LonghaulError(
-            f"input {url} is text, which by default has the columns {options.user} and "
-            f"{options.item} only, not {more[0]}; name all its columns, in order, with columns"
         )
     return Source(url, known, compression, size)

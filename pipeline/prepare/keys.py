@@ -12,29 +12,38 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import LonghaulError
-
-# Says where a row of the batch in hand lies: file and line.
-Place = Callable[[int], str]
+from pipeline.prepare.bad import BadValues
 
 MAX_KEY_BYTES = 1024  # in a member, every key takes the bytes of the longest
+_MOST_FAILING = 2**12
 
 
-def first_failing(array: pa.Array, check: Callable[[pa.Array], object]) -> int:
-    """Index of the first entry that ``check`` fails on, by halving; it fails on ``array``."""
-    low, high = 0, len(array)
-    while high - low > 1:
-        middle = (low + high) // 2
+def failing(array: pa.Array, check: Callable[[pa.Array], object]) -> np.ndarray:
+    """Indexes of the first entries that ``check`` fails on, ascending, by halving.
+
+    All of them, or as many as one can bear to find in this way.
+    """
+    found: list[int] = []
+    parts = [(0, len(array))]
+    while parts and len(found) < _MOST_FAILING:
+        low, high = parts.pop()
         try:
-            check(array.slice(low, middle - low))
+            check(array.slice(low, high - low))
         except pa.ArrowException:
-            high = middle
-        else:
-            low = middle
-    return low
+            if high - low == 1:
+                found.append(low)
+            else:
+                middle = (low + high) // 2
+                parts += [(middle, high), (low, middle)]
+    return np.array(found, np.int64)
 
 
-def as_string(array: pa.Array, name: str, place: Place) -> pa.Array:
+def marked(mask: pa.Array) -> np.ndarray:
+    """Indexes of what a bool array marks; null is no mark."""
+    return np.flatnonzero(mask.fill_null(False).to_numpy(zero_copy_only=False))
+
+
+def as_string(array: pa.Array, name: str) -> pa.Array:
     """A string array of any layout as plain strings, checked to be UTF-8.
 
     With 64-bit offsets: the keys of many users outgrow 2 GiB together.
@@ -47,11 +56,14 @@ def as_string(array: pa.Array, name: str, place: Place) -> pa.Array:
     try:
         check(plain)
     except pa.ArrowInvalid:
-        row = first_failing(plain, check)
-        raise LonghaulError(
-            f"{place(row)}: column '{name}' is not valid UTF-8; convert the file"
-        ) from None
+        raise not_utf8(failing(plain, check), name) from None
     return plain
+
+
+def not_utf8(rows: np.ndarray, name: str) -> BadValues:
+    """Of a column that has other bytes in these rows."""
+    why = "is not valid UTF-8"
+    return BadValues(rows, name, why, f"column '{name}' {why}; convert the file")
 
 
 def is_string(kind: pa.DataType) -> bool:
@@ -88,24 +100,22 @@ class KeyColumn:
 
     def __init__(self, use: str, name: str, strings: bool) -> None:
         self._use = use
-        self._name = name
+        self.name = name
         self._what = use if use == "action" else f"{use} id"
         self._strings = strings
 
-    def typed(self, array: pa.Array, place: Place) -> pa.Array:
+    def typed(self, array: pa.Array) -> pa.Array:
         """The batch as i64, or as strings.
 
         Raises NeedsStrings for what is no integer of 64 bits where strings were not asked for,
-        LonghaulError for a missing or empty value, one with a NUL byte, one of more than
+        BadValues for a missing or empty value, one with a NUL byte, one of more than
         ``MAX_KEY_BYTES``, or a column of another type.
         """
-        if array.null_count:
-            row = pc.index(array.is_null(), True).as_py()
-            raise LonghaulError(f"{place(row)}: {self._missing('missing')}")
+        self._check_present(array)
         if is_string(array.type):
-            array = as_string(array, self._name, place)
+            array = as_string(array, self.name)
             if self._strings:
-                self._check_strings(array, place)
+                self._check_strings(array)
                 return array
             integers = _as_integers(array)
         elif pa.types.is_integer(array.type):
@@ -116,27 +126,38 @@ class KeyColumn:
             except pa.ArrowInvalid:  # unsigned integers past the signed ones
                 integers = None
         else:
-            raise LonghaulError(
-                f"{place(0)}: column '{self._name}' has the type {array.type}, but {self._what}s "
-                "are integers or strings; cast it"
-            )
+            why = f"has the type {array.type}, but {self._what}s are integers or strings"
+            line = f"column '{self.name}' {why}; cast it"
+            raise BadValues(np.arange(1), self.name, why, line, whole=True)
         if integers is None:
             raise NeedsStrings(self._use)
         return integers
 
-    def _missing(self, how: str) -> str:
-        return f"the {self._what} in column '{self._name}' is {how}; drop the row or mend it"
+    def check(self, array: pa.Array) -> None:
+        """Raise BadValues for what could be no id even where all are strings."""
+        self._check_present(array)
+        if is_string(array.type):
+            self._check_strings(as_string(array, self.name))
+        elif not pa.types.is_integer(array.type):
+            self.typed(array)
 
-    def _check_strings(self, keys: pa.Array, place: Place) -> None:
+    def _check_present(self, array: pa.Array) -> None:
+        if array.null_count:
+            raise self._bad(marked(array.is_null()), "missing")
+
+    def _bad(self, rows: np.ndarray, how: str) -> BadValues:
+        line = f"the {self._what} in column '{self.name}' is {how}; drop the row or mend it"
+        return BadValues(rows, self.name, f"is {how}", line)
+
+    def _check_strings(self, keys: pa.Array) -> None:
         checks = {
             "empty": pc.equal(keys, ""),
             "one with a NUL byte": pc.match_substring(keys, "\0"),
             f"longer than {MAX_KEY_BYTES} bytes": pc.greater(pc.binary_length(keys), MAX_KEY_BYTES),
         }
         for how, bad in checks.items():
-            row = pc.index(bad, True).as_py()
-            if row >= 0:
-                raise LonghaulError(f"{place(row)}: {self._missing(how)}")
+            if pc.any(bad).as_py():
+                raise self._bad(marked(bad), how)
 
 
 def finalise(values: np.ndarray) -> np.ndarray:

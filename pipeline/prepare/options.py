@@ -12,6 +12,8 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, mo
 from pipeline.duration import parse_duration
 
 Format = Literal["parquet", "csv", "tsv", "jsonl", "text"]
+Preset = Literal["movielens", "amazon", "recbole", "yambda"]
+Use = Literal["user", "item", "timestamp", "action", "rating"]
 Unit = Literal["s", "ms", "us", "ns"]
 
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -47,7 +49,8 @@ def parse_window(text: str, unit: Unit) -> tuple[int, int] | None:
 # What may differ from the data set that is extended: where and how to read, and a split's windows.
 _OF_AN_EXTENSION = {
     *("inputs", "output", "append", "overwrite", "memory", "workers", "work"),
-    *("format", "columns", "user", "item", "timestamp", "action", "rating", "timestamp_unit"),
+    *("source", "format", "delimiter", "bad_rows", "most_bad_rows"),
+    *("columns", "user", "item", "timestamp", "action", "rating", "timestamp_unit"),
     *("validation", "test", "gap", "train_end"),
 }
 
@@ -78,19 +81,37 @@ class PrepareOptions(BaseModel):
         default=False, description="Replace the data set that the output already holds."
     )
 
+    source: Preset | None = Field(
+        default=None,
+        description="A public data set, or a tool's files, whose columns are known: movielens "
+        "(ratings.dat, ratings.csv, u.data), amazon (reviews and ratings of 2014, 2018 and 2023), "
+        "recbole (.inter) or yambda. Every option below still goes first.",
+    )
     format: Format | None = Field(
         default=None,
         description="Format of every input file: parquet, csv, tsv, jsonl, or text (columns "
         "separated by blanks, no header line). By default it follows from the suffix, before an "
         "optional .gz or .zst.",
     )
+    delimiter: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What separates the columns of CSV (a comma by default) or TSV (a tab; without "
+        "quotes, so several characters as :: can be given too).",
+    )
     columns: list[str] | None = Field(
         default=None,
         description="Names of all columns of CSV, TSV or text files, in order; such files have no "
         "header line. By default CSV and TSV have one, and text has the columns user and item.",
     )
-    user: str = Field(default="user", description="Column of the user id (integer or string).")
-    item: str = Field(default="item", description="Column of the item id (integer or string).")
+    user: str | None = Field(
+        default=None,
+        description="Column of the user id (integer or string); by default user.",
+    )
+    item: str | None = Field(
+        default=None,
+        description="Column of the item id (integer or string); by default item.",
+    )
     timestamp: str | None = Field(
         default=None,
         description="Column of the time; without one the order of the rows is the order in time.",
@@ -105,6 +126,19 @@ class PrepareOptions(BaseModel):
         default=None,
         description="Unit of numeric timestamps, and unit in which all timestamps are kept: s, "
         "ms, us or ns. By default s, and for Parquet datetimes the unit of their type.",
+    )
+    bad_rows: Literal["refuse", "skip"] = Field(
+        default="refuse",
+        description="What to do with a row that cannot be read (an id that is missing, a time that "
+        "is no number, too few columns): refuse the input, or skip the row and tell of it in "
+        "bad_rows.json.",
+    )
+    most_bad_rows: float = Field(
+        default=0.001,
+        ge=0,
+        le=1,
+        description="The share of the rows up to which bad ones are skipped; past it the input is "
+        "refused.",
     )
 
     min_rating: float | None = Field(
@@ -207,13 +241,25 @@ class PrepareOptions(BaseModel):
             )
         return value
 
+    def named(self) -> dict[Use, str]:
+        """The columns that were named, by use."""
+        uses: dict[Use, str | None] = {
+            "user": self.user,
+            "item": self.item,
+            "timestamp": self.timestamp,
+            "action": self.action,
+            "rating": self.rating,
+        }
+        if self.source is None:
+            uses |= {"user": self.user or "user", "item": self.item or "item"}
+        return {use: name for use, name in uses.items() if name is not None}
+
     @model_validator(mode="after")
     def _fit_together(self) -> "PrepareOptions":
         if self.append is not None:
             self._check_append()  # the rest is for the options of both together
             return self
-        named = [self.user, self.item, self.timestamp, self.action, self.rating]
-        given = [name for name in named if name is not None]
+        given = list(self.named().values())
         if len(set(given)) != len(given):
             raise ValueError(f"one column is named for two uses: {', '.join(given)}")
         if self.columns is not None:
@@ -222,14 +268,23 @@ class PrepareOptions(BaseModel):
             for name in given:
                 if name not in self.columns:
                     raise ValueError(f"column '{name}' is not among columns: {self.columns}")
-        if (self.min_rating is None) != (self.rating is None):
+        if self.min_rating is None and self.rating is not None:
             raise ValueError("rating and min_rating only work together: give both or neither")
-        if self.keep_actions is not None and self.action is None:
-            raise ValueError("keep_actions needs the column of the actions: give action")
-        if self.timestamp_unit is not None and self.timestamp is None:
-            raise ValueError("timestamp_unit needs the column of the times: give timestamp")
+        if self.source is None:
+            self.check_uses(set(self.named()))
         self._check_split()
         return self
+
+    def check_uses(self, uses: set[Use]) -> None:
+        """Raise ValueError where an option asks for a column that is not among ``uses``."""
+        if self.min_rating is not None and "rating" not in uses:
+            raise ValueError("rating and min_rating only work together: give both or neither")
+        if self.keep_actions is not None and "action" not in uses:
+            raise ValueError("keep_actions needs the column of the actions: give action")
+        if self.timestamp_unit is not None and "timestamp" not in uses:
+            raise ValueError("timestamp_unit needs the column of the times: give timestamp")
+        if self.split == "time" and "timestamp" not in uses:
+            raise ValueError("a split by time needs the column of the times: give timestamp")
 
     def _check_append(self) -> None:
         for name in sorted(self.model_fields_set - _OF_AN_EXTENSION):
@@ -249,8 +304,6 @@ class PrepareOptions(BaseModel):
                 if value is not None:
                     raise ValueError(f"{name} only works with split: time")
             return
-        if self.timestamp is None:
-            raise ValueError("a split by time needs the column of the times: give timestamp")
         for name in ("validation", "test"):
             if windows[name] is None:
                 raise ValueError(f"a split by time needs {name}: a duration or START/END")

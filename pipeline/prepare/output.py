@@ -4,10 +4,10 @@ import re
 
 from pipeline import storage
 from pipeline.errors import LonghaulError
-from pipeline.manifest import INDEX, ITEMS, MANIFEST, SHARDS, USERS
+from pipeline.manifest import BAD_ROWS, INDEX, ITEMS, MANIFEST, SHARDS, USERS
 from pipeline.prepare.card import CARD, PAGE
 
-_NAMES = "|".join(re.escape(name) for name in (MANIFEST, INDEX, ITEMS, CARD, PAGE))
+_NAMES = "|".join(re.escape(name) for name in (MANIFEST, INDEX, ITEMS, CARD, PAGE, BAD_ROWS))
 _PARTIAL = r"(\.[0-9a-f]{8}\.partial)?"
 _SHARD = re.compile(rf"{SHARDS}/\.?\d{{5,}}\.tar{_PARTIAL}")
 _MAP = re.compile(rf"{USERS}/\.?\d{{5,}}\.parquet{_PARTIAL}")

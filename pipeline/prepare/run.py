@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -30,9 +31,9 @@ from pipeline.manifest import (
     Split,
     open_dataset,
 )
-from pipeline.prepare.append import Appending, of_base
+from pipeline.prepare.append import Appending, check_fits, of_base
 from pipeline.prepare.card import CARD, Traits, card_of
-from pipeline.prepare.deal import action_names, counts_of
+from pipeline.prepare.deal import action_names, counts_of, found_in
 from pipeline.prepare.engine import Advance, Meter, Progress, run_tasks
 from pipeline.prepare.filters import Survey, filter_counts, survey_runs
 from pipeline.prepare.inputs import Source, list_sources
@@ -42,6 +43,7 @@ from pipeline.prepare.output import WORK, check_output, clear_output
 from pipeline.prepare.read import Kinds, Piece, survey
 from pipeline.prepare.shards import COUNTS, Layout, Recent, count_stored, write_placed
 from pipeline.prepare.shuffle import Limits, PlacedRun, Shuffle, limits_of
+from pipeline.prepare.sources import check_uses, lay_out
 from pipeline.prepare.split import resolve_split
 from pipeline.prepare.tally import Tally, check_parts
 from pipeline.prepare.vocabulary import number_items
@@ -54,16 +56,22 @@ T = TypeVar("T")
 def run(options: PrepareOptions, progress: Progress | None = None) -> Manifest:
     """Read, filter, split and write; see ``pipeline.prepare.prepare``."""
     output = storage.absolute(options.output)
-    sources = list_sources(options)
-    check_output(output, options.overwrite, [source.url for source in sources])
     base = None if options.append is None else open_dataset(options.append)
     if base is not None:
         if f"{output}/".startswith(f"{base.url}/"):
             raise LonghaulError(
                 f"output {output} lies in the data set that is extended; choose another folder"
             )
+        assumed = options.timestamp_unit is None
         options = of_base(options, base)
+    sources = lay_out(list_sources(options), options)
+    check_output(output, options.overwrite, [source.url for source in sources])
+    if base is not None:
+        check_fits(sources, base)
+    check_uses(sources, options)
     pieces, kinds = survey(options, sources)
+    if base is not None:
+        kinds = replace(kinds, assumed=assumed and kinds.unit == "s")
     work = Work(_work_folder(options, output), _fingerprint(options, sources, base))
     tell: Progress = progress or (lambda stage, done, total: None)
     preparation: Appending | _Preparation
@@ -131,7 +139,7 @@ class _Preparation:
 
     def run(self, pieces: list[Piece], kinds: Kinds) -> Manifest:
         kinds, dealt = self._shuffle.deal(pieces, kinds)
-        counts = counts_of(dealt, self._options)
+        counts = counts_of(dealt, self._options, pieces)
         actions = action_names(dealt, self._options)
         newest = [each.newest for each in dealt if each.newest is not None]
         split = resolve_split(self._options, max(newest, default=None), kinds.unit)
@@ -171,6 +179,7 @@ class _Preparation:
         )
         found = sum((each.traits for each in done), Traits())
         write_document(self._output, CARD, card_of(manifest, found, lengths, occurrences[0]))
+        found_in(dealt).write(self._output, counts.removed["events_read"])
         write_document(self._output, MANIFEST, manifest)
         return manifest
 
@@ -201,7 +210,7 @@ class _Preparation:
         used = np.flatnonzero(np.array(left.actions, np.int64))
         check_sizes(int(stay.sum()), left.longest, len(used))
         codes = None
-        if self._options.action is not None:
+        if actions:
             codes = np.zeros(len(left.actions), np.uint8)
             codes[used] = np.arange(len(used), dtype=np.uint8)
         since = None

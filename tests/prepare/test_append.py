@@ -206,3 +206,47 @@ def test_the_base_is_never_the_output(tmp_path: Path) -> None:
                 )
             )
     check_contract(open_dataset(base.url))
+
+
+def of_movielens(folder: Path) -> Dataset:
+    (folder / "ratings.dat").write_text("1::10::5::978300760\n1::11::3::978302109\n")
+    return run(folder / "ratings.dat", folder / "base", source="movielens")
+
+
+def add(base: Dataset, path: Path, **options: Any) -> Dataset:
+    output = f"{path}-out"
+    prepare(PrepareOptions(inputs=[str(path)], output=output, append=base.url, **options))
+    return open_dataset(output)
+
+
+def test_files_of_the_same_source_and_others(tmp_path: Path) -> None:
+    base = of_movielens(tmp_path)
+    (tmp_path / "new.dat").write_text("1::12::5::978302200\n")
+    assert read_back(add(base, tmp_path / "new.dat"))[1].items == [10, 11, 12]
+    (tmp_path / "new.csv").write_text("user,item,when\n1,13,978302200\n1,,978302200\n")
+    own = {"user": "user", "item": "item", "timestamp": "when"}
+    found = add(base, tmp_path / "new.csv", **own, bad_rows="skip", most_bad_rows=0.5)
+    assert read_back(found)[1].items == [10, 11, 13]
+    assert counts(found)["bad_rows"] == 1
+    assert (tmp_path / "new.csv-out" / "bad_rows.json").exists()
+
+
+def test_times_in_another_unit(tmp_path: Path) -> None:
+    base = of_movielens(tmp_path)
+    (tmp_path / "a.csv").write_text("user,item,when\n1,13,978302200000\n")
+    own = {"user": "user", "item": "item", "timestamp": "when"}
+    with pytest.raises(LonghaulError, match="timestamps are taken for seconds"):
+        add(base, tmp_path / "a.csv", **own)
+    assert add(base, tmp_path / "a.csv", **own, timestamp_unit="s").manifest.events == 3
+    (tmp_path / "b.csv").write_text("user_id,parent_asin,rating,timestamp\n1,13,5,978302200000\n")
+    with pytest.raises(LonghaulError) as error:
+        add(base, tmp_path / "b.csv", source="amazon")
+    assert str(error.value) == (
+        f"timestamps of {base.url} are in s, those of {tmp_path}/b.csv in ms"
+    )
+    (tmp_path / "c.inter").write_text("user_id:token\titem_id:token\n1\t13\n")
+    with pytest.raises(LonghaulError) as error:
+        add(base, tmp_path / "c.inter", source="recbole")
+    assert str(error.value) == (
+        f"{base.url} has a column for timestamp, {tmp_path}/c.inter has none"
+    )

@@ -81,9 +81,10 @@ def failure(path: Path, **options: Any) -> str:
             "times are numbers, ISO 8601 texts or datetimes",
         ),
         (
-            {"user": [1], "item": [1], "r": [[1]]},
+            {"user": [1], "item": [1], "r": [{"a": 1}]},
             RATINGS,
-            "a.parquet, row 1: rating '[1]' in column 'r' is not a number; drop the row or mend it",
+            "a.parquet, row 1: rating '{'a': 1}' in column 'r' is not a number; "
+            "drop the row or mend it",
         ),
         (
             {"user": pa.array([], pa.int64()), "item": pa.array([], pa.int64())},
@@ -231,5 +232,5 @@ def test_numbers_that_outgrow_their_field(sizes: tuple[int, int, int], line: str
 def test_a_row_that_cannot_be_found_again_still_has_a_name(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user,item\n1,2\n")
     source = Source(f"{tmp_path}/a.csv", "csv", None, 14)
-    assert explain.place(source, 0, headed=True) == f"{tmp_path}/a.csv, line 2"
-    assert explain.place(source, 7, headed=True) == f"{tmp_path}/a.csv, record 9"
+    assert explain.places(source, [0, 7]) == ["line 2", "record 9"]
+    assert explain.places(source, [0, 7], near=0) == ["record 2", "record 9"]

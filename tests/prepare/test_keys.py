@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.prepare.keys import KeyColumn, NeedsStrings, finalise, fnv1a, hash_keys
+from pipeline.prepare.keys import KeyColumn, NeedsStrings, failing, finalise, fnv1a, hash_keys
 from pipeline.prepare.order import by_user_and_time, coded, coded_by_hash, stable_order
 from tests.prepare.oracle import sort_key, stable_hash, typed
 
@@ -56,7 +56,7 @@ def test_codes_index_the_sorted_keys(batches: list[list[str]]) -> None:
     rows = typed([key for batch in batches for key in batch])
     strings = any(isinstance(row, str) for row in rows)
     column = KeyColumn("user", "c", strings)
-    keys, codes = coded(pa.concat_arrays([column.typed(pa.array(each), str) for each in batches]))
+    keys, codes = coded(pa.concat_arrays([column.typed(pa.array(each)) for each in batches]))
     # By UTF-8 bytes: not the order of UTF-16, in which U+1D11E comes before U+FFFF.
     assert keys.to_pylist() == sorted(set(rows), key=sort_key)
     assert [keys[code].as_py() for code in codes.tolist()] == rows
@@ -65,7 +65,7 @@ def test_codes_index_the_sorted_keys(batches: list[list[str]]) -> None:
 @pytest.mark.parametrize("batch", [["1", "x"], ["01"], ["+7"], [""], np.array([2**64 - 1])])
 def test_what_is_no_integer_asks_for_strings(batch: Any) -> None:
     with pytest.raises(NeedsStrings):
-        KeyColumn("item", "c", strings=False).typed(pa.array(batch), str)
+        KeyColumn("item", "c", strings=False).typed(pa.array(batch))
 
 
 @settings(deadline=None)
@@ -89,3 +89,12 @@ def test_order_is_stable(rows: list[tuple[int, int]]) -> None:
     assert stable_order(users, 200_001).tolist() == sorted(numbered, key=lambda n: rows[n][0])
     ordered = by_user_and_time(users, 200_001, times).tolist()
     assert ordered == sorted(numbered, key=lambda n: rows[n])
+
+
+@pytest.mark.parametrize("most", [2**12, 3])
+@given(texts=st.lists(st.sampled_from(["1", "2", "x"]), max_size=40))
+def test_what_fails_is_found_by_halving(texts: list[str], most: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.prepare.keys._MOST_FAILING", most)
+        found = failing(pa.array(texts, pa.string()), lambda part: part.cast(pa.int64()))
+    assert found.tolist() == [row for row, text in enumerate(texts) if text == "x"][:most]

@@ -59,3 +59,15 @@ def test_atomic_file_with_times(real_data: RealData, tmp_path: Path) -> None:
         assert histories[user].items == [item for item, _ in mine]
         assert histories[user].times == [time for _, time in mine]
     assert ties > 10_000
+
+
+def test_atomic_file_by_its_source(real_data: RealData, tmp_path: Path) -> None:
+    log = real_data("ml-100k.inter")
+    named = run(
+        log,
+        tmp_path / "named",
+        user="user_id:token",
+        item="item_id:token",
+        timestamp="timestamp:float",
+    )
+    assert run(log, tmp_path / "known", source="recbole").fingerprint == named.fingerprint
