@@ -34,7 +34,7 @@ from pipeline.prepare.histories import histories_of
 from pipeline.prepare.inputs import Source
 from pipeline.prepare.layout import check_sizes, users_per_member
 from pipeline.prepare.options import PrepareOptions, lasting, version
-from pipeline.prepare.output import clear_output
+from pipeline.prepare.output import begin_output
 from pipeline.prepare.read import Kinds, Piece
 from pipeline.prepare.shards import ShardCounts
 from pipeline.prepare.shuffle import Limits, PlacedRun, Shuffle
@@ -247,9 +247,7 @@ class Appending:
     ) -> tuple[list[Shard], dict[int, Extended]]:
         """All shards, and what changed in those that were written."""
         base = self._base.manifest
-        if self._work.kept("cleared", bool) is None:
-            clear_output(self._output)
-            self._work.keep("cleared", True)
+        begin_output(self._output, self._work)
         by_shard = {
             number: [placed for placed in runs if placed.meets(number, len(base.shards))]
             for number in range(len(base.shards))

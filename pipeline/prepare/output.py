@@ -6,6 +6,7 @@ from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.manifest import BAD_ROWS, INDEX, ITEMS, MANIFEST, SHARDS, USERS
 from pipeline.prepare.card import CARD, PAGE
+from pipeline.prepare.work import Work
 
 _NAMES = "|".join(re.escape(name) for name in (MANIFEST, INDEX, ITEMS, CARD, PAGE, BAD_ROWS))
 _PARTIAL = r"(\.[0-9a-f]{8}\.partial)?"
@@ -63,3 +64,14 @@ def clear_output(output: str) -> None:
     """Remove a data set, or what an interrupted run left of one; the manifest goes first."""
     for name in _files_of_ours(output):
         storage.remove(storage.join(output, name))
+
+
+def begin_output(output: str, work: Work) -> None:
+    """Make room for a data set, once; after that only what a killed writer left half done goes."""
+    if work.kept("cleared", bool):
+        for name in _files_of_ours(output):
+            if name.endswith(".partial"):
+                storage.remove(storage.join(output, name))
+        return
+    clear_output(output)
+    work.keep("cleared", True)

@@ -39,7 +39,7 @@ from pipeline.prepare.filters import Survey, filter_counts, survey_runs
 from pipeline.prepare.inputs import Source, list_sources
 from pipeline.prepare.layout import check_sizes, shard_count, users_per_member
 from pipeline.prepare.options import PER_SECOND, PrepareOptions, lasting, version
-from pipeline.prepare.output import WORK, check_output, clear_output
+from pipeline.prepare.output import WORK, begin_output, check_output
 from pipeline.prepare.read import Kinds, Piece, survey
 from pipeline.prepare.shards import COUNTS, Layout, Recent, count_stored, write_placed
 from pipeline.prepare.shuffle import Limits, PlacedRun, Shuffle, limits_of
@@ -237,10 +237,8 @@ class _Preparation:
     ) -> tuple[list[Shard], np.ndarray, Counter[int]]:
         """Write all shards; i64 ``[3, V]``, how often each item occurs, by ``COUNTS``; and users by
         number of events."""
-        if self._work.kept("cleared", bool) is None:
-            # Nothing was touched so far: a mistake in the input leaves an older data set as it is.
-            clear_output(self._output)
-            self._work.keep("cleared", True)
+        # Nothing was touched so far: a mistake in the input leaves an older data set as it is.
+        begin_output(self._output, self._work)
         occurrences = np.zeros((len(COUNTS), int(layout.ids.max())), np.int64)
         lengths: Counter[int] = Counter()
         meter = Meter(self._progress, "write", events)
