@@ -13,7 +13,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def surroundings(threads: int) -> list[str]:
     """Date, machine, versions and commit as Markdown lines."""
-    found = versions()
+    found = dict(versions())
     commit = found.pop("commit")
     names = ", ".join(f"{package} {version}" for package, version in found.items())
     return [
