@@ -45,6 +45,16 @@ def _prepare_command() -> None:
         [bold]longhaul prepare events/*.parquet --output s3://bucket/set --timestamp time[/bold]
 
         [bold]longhaul prepare ml-1m.txt --output data/ml-1m[/bold]   (lines "user item")
+
+        [bold]longhaul prepare ml-25m/ratings.csv --source movielens --output data/ml-25m[/bold]
+
+        [bold]longhaul prepare Books.jsonl.gz --source amazon --output data/books[/bold]
+
+        [bold]longhaul prepare ml-100k.inter --source recbole --output data/ml-100k[/bold]
+
+        [bold]longhaul prepare multi_event.parquet --source yambda --output data/yambda[/bold]
+
+        [bold]longhaul prepare logs/ --output data/logs --bad-rows skip[/bold]   (bad_rows.json)
         """
         from pipeline.prepare.card_page import write_page
         from pipeline.progress import bar

@@ -1,12 +1,14 @@
 """The first stage: raw event logs become history shards with an index and a manifest.
 
-In the order of the data: ``inputs`` and ``formats`` find and read the files, ``keys`` and
-``values`` type the columns, ``read`` gives typed ``events``; ``deal`` deals them to partitions by
-user, through ``spill``, and ``sort`` makes each partition a run (``order``, ``runs``), both driven
-by ``shuffle``; ``vocabulary``, ``filters`` and ``split`` decide what is kept and for what;
-``shards`` takes the histories of each shard out of the runs, ``layout`` deals them to members,
-``write`` writes them. ``run`` puts it together, with the tasks of ``engine`` and the records of
-``work``; ``card`` says what came out. ``synth`` makes a log whose best possible model is known.
+In the order of the data: ``inputs`` finds the files and ``sources`` their columns, ``formats``
+reads them (``delimited``, ``json_lines``) in ``batch``es, ``keys`` and ``values`` type the columns,
+``bad`` keeps apart what cannot be read, ``read`` gives typed ``events``; ``deal`` deals them to
+partitions by user, through ``spill``, and ``sort`` makes each partition a run (``order``,
+``runs``), both driven by ``shuffle``; ``vocabulary``, ``filters`` and ``split`` decide what is kept
+and for what; ``shards`` takes the histories of each shard out of the runs, ``layout`` deals them to
+members, ``write`` writes them. ``run`` puts it together, with the tasks of ``engine`` and the
+records of ``work``; ``card`` says what came out. ``synth`` makes a log whose best possible model is
+known.
 """
 
 from typing import TYPE_CHECKING

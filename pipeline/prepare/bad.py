@@ -174,8 +174,7 @@ class Sieve:
         found.bad_rows += 1
         key = reason if column is None else f"{column}: {reason}"
         found.reasons[key] = found.reasons.get(key, 0) + 1
-        last = self._samples[-1][0] if len(self._samples) == self._room else None
-        if self._room and (last is None or origin < last):
+        if len(self._samples) < self._room or (self._samples and origin < self._samples[-1][0]):
             sample = (origin, column, _shortened(value), reason)
             bisect.insort(self._samples, sample, key=lambda each: each[0])
             del self._samples[self._room :]

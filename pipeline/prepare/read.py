@@ -179,6 +179,7 @@ def _without_bad(batch: Batch, columns: dict[Use, Column], sieve: Sieve) -> Batc
                 for row, value in zip(rows[bad.rows].tolist(), values, strict=True):
                     if good[row]:
                         sieve.skipped(batch.origin(row), bad.column, value, bad.reason)
+                sieve.check()
                 good[rows[bad.rows]] = False
                 kept = np.ones(len(array), bool)
                 kept[bad.rows] = False

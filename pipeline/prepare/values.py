@@ -11,6 +11,8 @@ from pipeline.prepare.keys import as_string, failing, is_string, marked
 from pipeline.prepare.options import PER_SECOND, Unit
 
 EXACT = 2**53  # floats hold every integer below this
+_PLAIN = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$"  # numbers, of which each text here is one
+_HEX = r"^0[xX][0-9a-fA-F]{1,16}$"
 _LOOK = 1000  # texts among which one at least has to be a time
 
 
@@ -130,13 +132,15 @@ def _numbers(texts: pa.Array) -> np.ndarray:
     try:
         values = texts.cast(pa.float64()).to_numpy()
     except pa.ArrowInvalid:
-        rows = failing(texts, lambda part: part.cast(pa.float64()))
+        odd = np.flatnonzero(~_matches(texts, _PLAIN))
+        rows = odd[failing(texts.take(pa.array(odd)), lambda part: part.cast(pa.float64()))]
         picked = texts.take(pa.array(rows))
-        bad = rows[failing(picked, lambda part: part.cast(pa.int64()))]
+        hexadecimal = _matches(picked, _HEX)
+        bad = rows[~hexadecimal]
         if len(bad):
             why = "is not a number; mend it, or write all times in one way"
             raise _Bad(bad, why) from None
-        # Hexadecimal is an integer for Arrow, and no float.
+        # Which is an integer for Arrow, and no float.
         mask = np.zeros(len(texts), bool)
         mask[rows] = True
         decimal = picked.cast(pa.int64()).cast(texts.type)
@@ -153,6 +157,12 @@ def _numbers(texts: pa.Array) -> np.ndarray:
             bad = failing(picked, lambda part: part.cast(pa.int64()))
             raise _Bad(rows[bad], "is no integer of 64 bits") from None
     return times
+
+
+def _matches(texts: pa.Array, pattern: str) -> np.ndarray:
+    """Which texts a pattern matches, bool ``[N]``."""
+    found: np.ndarray = pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False)
+    return found
 
 
 def _datetimes(texts: pa.Array, unit: Unit, zone: str | None) -> np.ndarray:

@@ -348,6 +348,16 @@ def test_samples_are_few_and_the_first(tmp_path: Path, monkeypatch: pytest.Monke
     ]
 
 
+def test_samples_of_several_files(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("1 2\n" + "1\n" * 15)
+    run(tmp_path, tmp_path / ".out", bad_rows="skip", most_bad_rows=1)
+    found = report(tmp_path / ".out")
+    assert found["bad_rows"] == 45
+    files = [Path(bad["file"]).name for bad in found["samples"]]
+    assert files == ["a.txt"] * 15 + ["b.txt"] * 5
+
+
 def test_no_bad_rows_and_no_report(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user,item\n1,2\n")
     dataset = run(tmp_path / "a.csv", tmp_path / "out", bad_rows="skip")
