@@ -39,7 +39,7 @@ def _prepare_command() -> None:
 
     @app.command("prepare")
     @with_options_of(PrepareOptions, argument="inputs")
-    def command(**values: Any) -> None:
+    def command(context: typer.Context, **values: Any) -> None:
         """Turn raw event logs into history shards with a manifest.
 
         [bold]longhaul prepare events/*.parquet --output s3://bucket/set --timestamp time[/bold]
@@ -55,11 +55,13 @@ def _prepare_command() -> None:
         [bold]longhaul prepare multi_event.parquet --source yambda --output data/yambda[/bold]
 
         [bold]longhaul prepare logs/ --output data/logs --bad-rows skip[/bold]   (bad_rows.json)
+
+        [bold]longhaul prepare today/ --append data/logs --output data/logs-today[/bold]
         """
         from pipeline.prepare.card_page import write_page
         from pipeline.progress import bar
 
-        options = validated(PrepareOptions, values)
+        options = validated(PrepareOptions, only_given(context, values))
         with bar("prepare") as progress:
             manifest = prepare(
                 options, lambda stage, done, total: progress.update(done, total, stage)

@@ -11,6 +11,7 @@ from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset, open_dataset
 from pipeline.prepare import PrepareOptions, prepare
 from tests.prepare.oracle import History, Key, check_contract, counts, read_back, run, table
+from tests.train.runs import longhaul
 
 COLUMNS = ["user", "item", "time", "action"]
 READ = {"columns": COLUMNS, "timestamp": "time", "action": "action"}
@@ -250,3 +251,20 @@ def test_times_in_another_unit(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"{base.url} has a column for timestamp, {tmp_path}/c.inter has none"
     )
+
+
+def test_the_command_takes_the_rest_from_the_base(tmp_path: Path) -> None:
+    base = first(OLD, tmp_path, min_user_events=2)
+    (tmp_path / "new.txt").write_text("1 a 99 view\n7 a 99 view\n")
+    said = longhaul(
+        *("prepare", f"{tmp_path}/new.txt", "--append", base.url),
+        *("--output", f"{tmp_path}/next"),
+    )
+    assert said.returncode == 0, said.stderr
+    assert open_dataset(f"{tmp_path}/next").manifest.users == 2
+    refused = longhaul(
+        *("prepare", f"{tmp_path}/new.txt", "--append", base.url),
+        *("--output", f"{tmp_path}/third", "--min-user-events", "3"),
+    )
+    assert refused.returncode == 1
+    assert "min_user_events is that of the data set which append names" in refused.stderr
