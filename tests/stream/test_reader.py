@@ -211,7 +211,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(
 
 
 def test_a_missing_shard_is_told_with_its_member(small_set: Dataset) -> None:
-    lost = replace(small_set, shard=["absent.tar"] * len(small_set))
+    lost = replace(small_set, shard=["shards/absent.tar"] * len(small_set))
     reader = MemberReader(lost, ReadingConfig())
     told = r"member \S+ of .*shards/absent\.tar: cannot read .*absent\.tar: it does not exist"
     with pytest.raises(LonghaulError, match=told):
