@@ -210,4 +210,5 @@ def _committed(wanted: Recipe, attempt: int) -> dict[str, bytes]:
 def _metrics(wanted: Recipe) -> dict[str, float]:
     """What the last validation found."""
     found = [r for r in records(wanted) if "validation/ndcg@10" in r][-1]
-    return {name: value for name, value in found.items() if name.startswith("validation/")}
+    said = {name: value for name, value in found.items() if name.startswith("validation/")}
+    return {name.removeprefix("validation/"): value for name, value in said.items()}
