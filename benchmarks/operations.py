@@ -11,6 +11,7 @@ need root.
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from tests.train.runs import ROOT, digests, environment, wait_for_step, wait_unt
 STEPS = 4_000
 METRICS = ("hr@10", "ndcg@10", "mrr")
 _BIN = Path(sys.executable).parent
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Transcript:
@@ -79,7 +81,8 @@ class Transcript:
         """Wait for it; the lines of its output that are ``shown``."""
         said, _ = process.communicate()
         self._add(f"# ended with exit code {process.returncode}, having said:")
-        self.lines += [line.rstrip() for line in said.splitlines() if shown(line)]
+        plain = _COLOURS.sub("", said).splitlines()
+        self.lines += [line.rstrip() for line in plain if shown(line)]
 
     def _add(self, line: str) -> None:
         print(line, flush=True)
@@ -163,7 +166,7 @@ def on_ray(whole: Undisturbed) -> list[str]:
         transcript.run(f"longhaul status {run.run_url}", env)
         nodes.lose("c")
         transcript.note("node c is gone, with the worker on it")
-        transcript.end(job, lambda line: "step" in line or "Job" in line or "succeeded" in line)
+        transcript.end(job, lambda line: "SUCC" in line or line.startswith("run "))
         transcript.run(f"longhaul status {run.run_url}", env)
         return [*judged(transcript, run, whole), "", *transcript.block()]
     finally:
