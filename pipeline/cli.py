@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,8 @@ from pipeline.command_options import only_given, pair, validated, with_options_o
 from pipeline.errors import LonghaulError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from pipeline.config import Recipe
     from pipeline.train.run import RunState
 
@@ -32,6 +35,15 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, as train.steps=100."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def _cluster_for(engine: str) -> "AbstractContextManager[object]":
+    """A connection to Ray where the engine wants one."""
+    if engine != "ray":
+        return nullcontext()
+    from cluster.ray_cluster import ray_cluster
+
+    return ray_cluster()
 
 
 def _prepare_command() -> None:
@@ -57,12 +69,14 @@ def _prepare_command() -> None:
         [bold]longhaul prepare logs/ --output data/logs --bad-rows skip[/bold]   (bad_rows.json)
 
         [bold]longhaul prepare today/ --append data/logs --output data/logs-today[/bold]
+
+        [bold]longhaul prepare s3://logs/2026/ --output s3://sets/2026 --engine ray[/bold]
         """
         from pipeline.prepare.card_page import write_page
         from pipeline.progress import bar
 
         options = validated(PrepareOptions, only_given(context, values))
-        with bar("prepare") as progress:
+        with _cluster_for(options.engine), bar("prepare") as progress:
             manifest = prepare(
                 options, lambda stage, done, total: progress.update(done, total, stage)
             )

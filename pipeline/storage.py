@@ -6,6 +6,7 @@ how the many exceptions of the storage clients become one line for the reader.
 """
 
 import contextlib
+import io
 import json
 import os
 import posixpath
@@ -23,6 +24,8 @@ from pipeline.errors import DamagedError, LonghaulError
 from pipeline.transient import outlast, read_again
 
 T = TypeVar("T")
+
+_READ_AHEAD = 4 << 20  # bytes
 
 
 def is_local(url: str) -> bool:
@@ -121,6 +124,41 @@ def _read_local(path: str, start: int, stop: int | None) -> bytes:
             parts.append(part)
             start += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _Ranges(io.RawIOBase):
+    """A file in a store, read in ranges."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        fs, path = filesystem(url)
+        self._size: int = _persist(url, "look at", lambda: fs.size(path))
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._size)
+        if stop <= self._at:
+            return 0
+        content = read_bytes(self._url, self._at, stop)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
+def opened(url: str) -> IO[bytes]:
+    """A file to read here and there; a few megabytes are read at a time, outages waited out."""
+    return io.BufferedReader(_Ranges(url), _READ_AHEAD)
 
 
 def read_json(url: str) -> Any:

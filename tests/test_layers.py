@@ -22,8 +22,8 @@ def imports(path: Path) -> Iterator[str]:
     [
         ("models", {"pipeline", "cluster", "ray", "deepspeed"}, set()),
         # The command line starts the Ray adapter when asked to; the process takes up the commands
-        # of the cluster.
-        ("pipeline", {"cluster", "ray"}, {"cli.py", "process.py"}),
+        # of the cluster; preparation has an engine for Ray.
+        ("pipeline", {"cluster", "ray"}, {"cli.py", "process.py", "ray_engine.py"}),
     ],
 )
 def test_layers(package: str, forbidden: set[str], spared: set[str]) -> None:

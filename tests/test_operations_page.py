@@ -61,7 +61,7 @@ def test_the_page_is_read_as_it_is_meant() -> None:
         "A laptop": [False, False],
         "A log for a load test": [True],
         "One server with GPUs": [True],
-        "A Ray cluster": [True],
+        "A Ray cluster": [True, True],
         "SLURM": [True, True],
         "Kubernetes": [False, True, True, True],
         "Object stores": [False],

@@ -4,11 +4,11 @@ In the order of the data: ``inputs`` finds the files and ``sources`` their colum
 reads them (``delimited``, ``json_lines``) in ``batch``es, ``keys`` and ``values`` type the columns,
 ``bad`` keeps apart what cannot be read, ``read`` gives typed ``events``; ``deal`` deals them to
 partitions by user, through ``spill``, and ``sort`` makes each partition a run (``order``,
-``runs``), both driven by ``shuffle``; ``vocabulary``, ``filters`` and ``split`` decide what is kept
-and for what; ``shards`` takes the histories of each shard out of the runs, ``layout`` deals them to
-members, ``write`` writes them. ``run`` puts it together, with the tasks of ``engine`` and the
-records of ``work``; ``card`` says what came out. ``synth`` makes a log whose best possible model is
-known.
+``runs``), both driven by an ``engine``: ``embedded`` or ``ray_engine``; ``vocabulary``, ``filters``
+and ``split`` decide what is kept and for what; ``shards`` takes the histories of each shard out of
+the runs, ``layout`` deals them to members, ``write`` writes them. ``run`` puts it together, with
+``tasks`` and the records of ``work``; ``card`` says what came out. ``synth`` makes a log whose best
+possible model is known.
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from pipeline.prepare.options import PrepareOptions
 
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest
-    from pipeline.prepare.engine import Progress
+    from pipeline.prepare.tasks import Progress
 
 __all__ = ["PrepareOptions", "prepare"]
 

@@ -6,7 +6,6 @@ referenced where they lie.
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,11 +23,10 @@ from pipeline.manifest import (
     File,
     Lineage,
     Manifest,
-    Split,
 )
 from pipeline.prepare.card import CARD, Card, card_of, traits_in
 from pipeline.prepare.deal import Dealt, action_names, counts_of, found_in
-from pipeline.prepare.engine import Advance, Meter, Progress, run_tasks
+from pipeline.prepare.engine import Engine, PlacedRun, Settled
 from pipeline.prepare.extend import Extended, Extension, count_extended, least_of, write_extended
 from pipeline.prepare.histories import histories_of
 from pipeline.prepare.inputs import Source
@@ -37,8 +35,8 @@ from pipeline.prepare.options import PrepareOptions, lasting, version
 from pipeline.prepare.output import begin_output
 from pipeline.prepare.read import Kinds, Piece
 from pipeline.prepare.shards import ShardCounts
-from pipeline.prepare.shuffle import Limits, PlacedRun, Shuffle
 from pipeline.prepare.split import resolve_split
+from pipeline.prepare.tasks import Advance, Meter, Progress
 from pipeline.prepare.vocabulary import number_items
 from pipeline.prepare.work import Unfinished, Work
 from pipeline.prepare.write import Shard, write_document, write_index, write_items
@@ -96,33 +94,30 @@ class Appending:
         options: PrepareOptions,
         output: str,
         work: Work,
-        limits: Limits,
+        engine: Engine,
         progress: Progress,
     ) -> None:
         self._base = base
         self._options = options
         self._output = output
         self._work = work
-        self._workers = limits.workers
+        self._engine = engine
         self._progress = progress
-        # Repeats are found beside what the set holds, when shards are written.
-        once = options.model_copy(update={"repeats": "none"})
-        self._shuffle = Shuffle(once, work, limits, progress)
 
     def run(self, pieces: list[Piece], kinds: Kinds) -> Manifest:
         """Write the extended data set; its manifest."""
         base = self._base.manifest
-        kinds, dealt = self._deal(pieces, kinds)
+        settle = partial(_settled, self._options, pieces, self._base)
+        kinds = replace(kinds, strings=_strings(kinds, self._base))
+        # Dealt to the base's shards.
+        found = self._engine.shuffle(pieces, kinds, settle, len(base.shards))
+        kinds, dealt, runs, done = found.kinds, found.dealt, found.runs, found.done
+        names, split = found.settled.actions, found.settled.split
         counts = counts_of(dealt, self._options, pieces)
-        known_actions = base.actions or []
-        found = action_names(dealt, self._options)
-        names = [*known_actions, *(name for name in found if name not in known_actions)]
-        split = self._split(dealt, kinds)
-        runs, done = self._shuffle.sort(dealt, names, split, kinds)
         for name in done[0].removed:
             counts.note(name, sum(each.removed[name] for each in done))
 
-        keys, events = number_items([placed.run for placed in runs])
+        keys, events = number_items([placed.run for placed in runs], self._engine, self._progress)
         old = self._base.read_items()
         old_keys = old.column("key").combine_chunks().cast(keys.type)
         known = _positions(old_keys, keys)
@@ -137,7 +132,7 @@ class Appending:
         ids = np.where(stay, known + 1, 0)
         ids[fresh] = len(old) + 1 + np.arange(int(fresh.sum()))
         used = left.action_events > 0
-        used[: len(known_actions)] = True
+        used[: len(base.actions or ())] = True
         plan = Extension(
             base=self._base,
             output=self._output,
@@ -190,57 +185,22 @@ class Appending:
         write_document(self._output, MANIFEST, manifest)
         return manifest
 
-    def _deal(self, pieces: list[Piece], kinds: Kinds) -> tuple[Kinds, list[Dealt]]:
-        """Deal the new events to the base's shards."""
-        base = self._base.manifest
-        strings = {"user": base.user_type == "string", "item": base.item_type == "string"}
-        for use, is_string in kinds.strings.items():
-            if is_string and not strings[use]:
-                raise LonghaulError(_other_kind(use, self._base))
-        kinds = replace(kinds, strings=strings)
-        kinds, dealt = self._shuffle.deal(pieces, kinds, len(base.shards))
-        for use, is_string in kinds.strings.items():
-            if is_string != strings[use]:
-                raise LonghaulError(_other_kind(use, self._base))
-        return kinds, dealt
-
-    def _split(self, dealt: list[Dealt], kinds: Kinds) -> Split:
-        """The base's way to split, up to the newest event of all."""
-        newest = [each.newest for each in dealt if each.newest is not None]
-        if self._base.manifest.split.test is not None:
-            newest.append(self._base.manifest.split.test[1] - 1)
-        return resolve_split(self._options, max(newest, default=None), kinds.unit)
-
     def _survey(self, runs: list[PlacedRun], stay: np.ndarray, actions: int) -> _Left:
         """What stays with the items that ``stay``, bool ``[V]``."""
-        self._progress("filter", 0, None)
         ids = np.where(stay, np.arange(1, len(stay) + 1), 0).astype(np.uint32)
-        tasks: dict[str, Callable[[Advance], _Left]] = {
-            placed.partition.name: partial(self._survey_run, placed, ids, actions)
+        least = self._options.min_user_events
+        tasks = {
+            placed.partition.name: partial(_survey_run, placed, ids, actions, self._base, least)
             for placed in runs
         }
-        found = [each for _, each in run_tasks(tasks, self._workers, lambda count: None)]
+        meter = Meter(self._progress, "filter", len(runs))
+        workers = self._engine.limits.workers
+        found = [each for _, each in self._engine.run(tasks, workers, meter.advance)]
         return _Left(
             item_events=np.sum([each.item_events for each in found], axis=0),
             action_events=np.sum([each.action_events for each in found], axis=0),
             new_users=sum(each.new_users for each in found),
         )
-
-    def _survey_run(
-        self, placed: PlacedRun, ids: np.ndarray, actions: int, advance: Advance
-    ) -> _Left:
-        run = placed.run
-        codes = run.codes()
-        items = np.zeros(len(ids) + 1, np.int64)
-        used = np.zeros(actions, np.int64)
-        new_users = 0
-        known, least = least_of(placed, self._base, self._options.min_user_events)
-        for part in histories_of(run, run.lengths(), ids[codes], least):
-            items += np.bincount(part.items, minlength=len(items))
-            if part.actions is not None:
-                used += np.bincount(part.actions, minlength=actions)
-            new_users += int((~known[part.users]).sum())
-        return _Left(items[1:], used, new_users)
 
     def _write(
         self, runs: list[PlacedRun], plan: Extension, events: int
@@ -254,7 +214,7 @@ class Appending:
         }
         # Where the windows of a split move, they do so in every shard.
         touched = [n for n, met in by_shard.items() if met or plan.split != base.split]
-        tasks: dict[str, Callable[[Advance], tuple[Shard, Extended]]] = {}
+        tasks: dict[str, partial[tuple[Shard, Extended]]] = {}
         for number in touched:
             kept = self._work.kept(f"shard-{number:05d}", Shard)
             if kept is None:
@@ -266,7 +226,8 @@ class Appending:
         changes: dict[int, Extended] = {}
         written: dict[int, Shard] = {}
         try:
-            for name, (shard, change) in run_tasks(tasks, self._workers, meter.advance):
+            workers = self._engine.limits.workers
+            for name, (shard, change) in self._engine.run(tasks, workers, meter.advance):
                 self._work.keep(f"shard-{int(name):05d}", shard)
                 written[int(name)], changes[int(name)] = shard, change
         except LonghaulError as error:
@@ -298,6 +259,55 @@ class Appending:
             else:
                 lengths.update(self._base.read_users(number).column("events").to_pylist())
         return lengths
+
+
+def _settled(
+    options: PrepareOptions, pieces: list[Piece], base: Dataset, dealt: list[Dealt], kinds: Kinds
+) -> Settled:
+    """The base's actions and the new ones; its way to split, up to the newest event of all."""
+    wanted = _strings(kinds, base)
+    for use, is_string in kinds.strings.items():
+        if is_string != wanted[use]:
+            raise LonghaulError(_other_kind(use, base))
+    counts_of(dealt, options, pieces)
+    known = base.manifest.actions or []
+    actions = [name for name in action_names(dealt, options) if name not in known]
+    newest = [each.newest for each in dealt if each.newest is not None]
+    if base.manifest.split.test is not None:
+        newest.append(base.manifest.split.test[1] - 1)
+    return Settled(
+        actions=[*known, *actions],
+        split=resolve_split(options, max(newest, default=None), kinds.unit),
+    )
+
+
+def _strings(kinds: Kinds, base: Dataset) -> dict[str, bool]:
+    """Which ids of the base are strings. Raises LonghaulError where new ones are that may not."""
+    manifest = base.manifest
+    strings = {"user": manifest.user_type == "string", "item": manifest.item_type == "string"}
+    for use, is_string in kinds.strings.items():
+        if is_string and not strings[use]:
+            raise LonghaulError(_other_kind(use, base))
+    return strings
+
+
+def _survey_run(
+    placed: PlacedRun, ids: np.ndarray, actions: int, base: Dataset, least: int, advance: Advance
+) -> _Left:
+    """What stays of a run, with new ``ids`` of its items, 0 where one goes."""
+    run = placed.run
+    codes = run.codes()
+    items = np.zeros(len(ids) + 1, np.int64)
+    used = np.zeros(actions, np.int64)
+    new_users = 0
+    known, enough = least_of(placed, base, least)
+    for part in histories_of(run, run.lengths(), ids[codes], enough):
+        items += np.bincount(part.items, minlength=len(items))
+        if part.actions is not None:
+            used += np.bincount(part.actions, minlength=actions)
+        new_users += int((~known[part.users]).sum())
+    advance(1)
+    return _Left(items[1:], used, new_users)
 
 
 def _other_kind(use: str, base: Dataset) -> str:

@@ -17,12 +17,12 @@ from pipeline.manifest import File
 from pipeline.prepare import spill
 from pipeline.prepare.bad import Found
 from pipeline.prepare.counts import Counts
-from pipeline.prepare.engine import Advance
 from pipeline.prepare.events import Events, joined
 from pipeline.prepare.keys import hash_keys
 from pipeline.prepare.layout import shard_of
 from pipeline.prepare.options import PrepareOptions
 from pipeline.prepare.read import Kinds, Piece, read_piece
+from pipeline.prepare.tasks import Advance
 
 BLOCK_ROWS = 2**21
 _U16 = 2**16
@@ -81,14 +81,27 @@ def deal(
     for partition in partitions:  # what an interrupted start left
         path_of(folder, partition, number).unlink(missing_ok=True)
     dealt = Dealt(rows=[0] * len(partitions), bytes=[0] * len(partitions))
+    for columns in read_blocks(pieces, options, kinds, dealt, advance):
+        _deal_block(number, columns, partitions, folder, dealt)
+        del columns  # before the next block is read
+    return dealt
+
+
+def read_blocks(
+    pieces: list[Piece], options: PrepareOptions, kinds: Kinds, dealt: Dealt, advance: Advance
+) -> Iterator[spill.Columns]:
+    """The events of ``pieces`` that filters on rows leave, in blocks; ``dealt`` learns of all.
+
+    Columns: user, item, and time and action (u16, a position in ``dealt.actions``) where the log
+    has them. Raises LonghaulError and NeedsStrings as ``read_piece`` does.
+    """
     codes: dict[str, int] = {}
     waiting: list[Events] = []
 
-    def flush() -> None:
-        if waiting:
-            columns = _columns(joined(waiting), codes)
-            waiting.clear()
-            _deal_block(number, columns, partitions, folder, dealt)
+    def taken() -> spill.Columns:
+        columns = _columns(joined(waiting), codes)
+        waiting.clear()
+        return columns
 
     for piece in pieces:
         hashed = _noting(piece, dealt)
@@ -105,10 +118,10 @@ def deal(
                 dealt.newest = newest if dealt.newest is None else max(newest, dealt.newest)
             waiting.append(events)
             if sum(map(len, waiting)) >= BLOCK_ROWS:
-                flush()
-    flush()
+                yield taken()
+    if waiting:
+        yield taken()
     dealt.actions = list(codes)
-    return dealt
 
 
 def deal_again(partition: Partition, ways: int, tasks: int, folder: Path) -> Dealt:
@@ -212,10 +225,7 @@ def _parts(
     columns: spill.Columns, partitions: list[Partition]
 ) -> tuple[list[int], Iterator[tuple[int, pa.Table]]]:
     """The rows of each partition that gets some, in order; first how many."""
-    coded = columns["user"].dictionary_encode()
-    hashes = hash_keys(coded.dictionary)
-    home = shard_of(hashes, partitions[0].count) - partitions[0].index
-    homes = home.astype(np.uint16)[coded.indices.to_numpy()]
+    homes = homes_of(columns["user"], partitions)
     counts = np.bincount(homes, minlength=len(partitions))
     given = np.flatnonzero(counts)
     ends = np.cumsum(counts)
@@ -231,6 +241,14 @@ def _parts(
         for index in given
     )
     return counts[given].tolist(), tables
+
+
+def homes_of(users: pa.Array, partitions: list[Partition]) -> np.ndarray:
+    """The place in ``partitions``, neighbours that hold them all, of the user of each row, u16."""
+    coded = users.dictionary_encode()
+    home = shard_of(hash_keys(coded.dictionary), partitions[0].count) - partitions[0].index
+    homes: np.ndarray = home.astype(np.uint16)[coded.indices.to_numpy()]
+    return homes
 
 
 def picked(array: pa.Array, rows: np.ndarray) -> pa.Array:
@@ -282,3 +300,9 @@ def action_names(dealt: list[Dealt], options: PrepareOptions) -> list[str]:
                 f"keep_actions names '{name}', which no event has; the data have {shown}"
             )
     return names
+
+
+def action_codes(dealt: list[Dealt], names: list[str]) -> list[np.ndarray]:
+    """Of each task what its codes of actions are among all ``names``, u16."""
+    codes = {name: code for code, name in enumerate(names)}
+    return [np.array([codes[name] for name in each.actions], np.uint16) for each in dealt]

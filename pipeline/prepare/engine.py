@@ -1,64 +1,151 @@
-"""Where tasks run: in threads, since numpy and Arrow do the work outside of Python's lock."""
+"""What an engine does for the plan: shuffle events to sorted runs, and run the tasks after that.
 
-import threading
+``embedded`` does it with the threads and the disk of one machine, ``ray_engine`` with the nodes of
+a Ray cluster. Which one it was does not show in a data set.
+"""
+
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar
+
+from pipeline.manifest import Split
+from pipeline.prepare.deal import Dealt, Partition
+from pipeline.prepare.keys import NeedsStrings
+from pipeline.prepare.read import Kinds, Piece
+from pipeline.prepare.runs import StoredRun
+from pipeline.prepare.sort import Sorted
+from pipeline.prepare.tasks import Advance
+from pipeline.prepare.work import Work
 
 T = TypeVar("T")
 
-Advance = Callable[[int], None]
+TASK_ROWS = 2**24  # read by one task
+_ROW = 140  # bytes that an event takes in memory while it is sorted, by the look of the input
 
 
-class Progress(Protocol):
-    """Hears how far a stage is; ``total`` is None where it is not known."""
+@dataclass(frozen=True)
+class Limits:
+    """How many tasks run at a time, and the bytes of memory that each may take."""
 
-    def __call__(self, stage: str, done: int, total: int | None) -> None: ...
-
-
-class Meter:
-    """Adds up what tasks advance by, and tells the sum."""
-
-    def __init__(self, progress: Progress, stage: str, total: int | None) -> None:
-        self._progress, self._stage, self._total = progress, stage, total
-        self._lock = threading.Lock()
-        self._done = 0
-        self.advance(0)
-
-    def advance(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            self._progress(self._stage, self._done, self._total)
+    workers: int
+    memory: int
 
 
-class _Stopped(BaseException):
-    """Another task failed: this one has nothing left to do."""
+@dataclass(frozen=True)
+class PlacedRun:
+    """A run, and the partition that it is of."""
+
+    partition: Partition
+    run: StoredRun
+
+    def meets(self, shard: int, shards: int) -> bool:
+        """Whether it may hold users of a shard."""
+        index, count = self.partition.index, self.partition.count
+        return index * shards < (shard + 1) * count and (index + 1) * shards > shard * count
 
 
-def run_tasks(
-    tasks: Mapping[str, Callable[[Advance], T]], workers: int, advance: Advance
-) -> Iterator[tuple[str, T]]:
-    """Names and results of ``tasks`` as they end; each is called with a function to advance.
+@dataclass(frozen=True)
+class Settled:
+    """What is decided when all events were read.
 
-    The first failure stops those under way at their next advance, and is raised.
+    actions: all names that occur, in the order of their codes in runs.
     """
-    stop = threading.Event()
 
-    def checked(count: int) -> None:
-        if stop.is_set():
-            raise _Stopped
-        advance(count)
+    actions: list[str]
+    split: Split
 
-    if workers == 1:
-        for name, task in tasks.items():
-            yield name, task(advance)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        names = {pool.submit(task, checked): name for name, task in tasks.items()}
+
+Settle = Callable[[list[Dealt], Kinds], Settled]
+"""Decides; raises LonghaulError where what was read makes no data set."""
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """What became of the events. kinds: what the columns turned out to hold. runs: of the
+    partitions that have events left; done: of all that had any."""
+
+    kinds: Kinds
+    dealt: list[Dealt]
+    settled: Settled
+    runs: list[PlacedRun]
+    done: list[Sorted]
+
+
+class Engine(Protocol):
+    """Where the plan runs."""
+
+    limits: Limits
+
+    def shuffle(
+        self, pieces: list[Piece], kinds: Kinds, settle: Settle, partitions: int | None = None
+    ) -> Shuffled:
+        """Sort the events of all pieces to one run a partition, by default as many as their memory
+        asks for.
+
+        Raises LonghaulError as ``read_piece`` and ``settle`` do, Unfinished where it is not the
+        input that is at fault.
+        """
+
+    def run(
+        self, tasks: Mapping[str, partial[T]], workers: int, advance: Advance
+    ) -> Iterator[tuple[str, T]]:
+        """Names and results of ``tasks`` as they end, so many at a time; each is called with a
+        function to advance. The first failure is raised."""
+
+
+@dataclass
+class Cut:
+    """Into how many partitions the shuffle was cut when it was begun, for how much memory of a
+    task; another start goes on with the same."""
+
+    partitions: int
+    memory: int
+
+    def all(self) -> list[Partition]:
+        """The partitions."""
+        return Partition(0, 1).split(self.partitions)
+
+
+def cut_of(work: Work, pieces: list[Piece], limits: Limits, partitions: int | None) -> Cut:
+    """How the shuffle is cut: as before, or as asked for, or so that partitions fit into memory."""
+    cut = work.kept("cut", Cut)
+    if cut is None:
+        cut = Cut(partitions or partition_count(pieces, limits.memory), limits.memory)
+        work.keep("cut", cut)
+    return cut
+
+
+def partition_count(pieces: list[Piece], memory: int) -> int:
+    """As many as make a partition fit into the ``memory`` of a task, by the look of the input."""
+    rows = sum(piece.rows for piece in pieces)
+    count = 1
+    while rows * _ROW / count > memory and count < 2**12:
+        count *= 2
+    return count
+
+
+def grouped(pieces: list[Piece]) -> list[list[Piece]]:
+    """Neighbours together, until they are worth a task."""
+    groups: list[list[Piece]] = [[]]
+    for piece in pieces:
+        if groups[-1] and sum(each.rows for each in groups[-1]) + piece.rows > TASK_ROWS:
+            groups.append([])
+        groups[-1].append(piece)
+    return groups
+
+
+def as_typed(work: Work, kinds: Kinds, attempt: Callable[[Kinds], T]) -> tuple[Kinds, T]:
+    """What the columns turned out to hold, and what ``attempt`` made of them.
+
+    Integers are dealt by another hash than strings: where they turn out to be strings, it is called
+    again, and all that was done before is forgotten.
+    """
+    kinds = replace(kinds, strings=work.kept("strings", dict[str, bool]) or kinds.strings)
+    while True:
         try:
-            for future in as_completed(names):
-                yield names[future], future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+            return kinds, attempt(kinds)
+        except NeedsStrings as needed:
+            kinds = replace(kinds, strings=kinds.strings | {needed.use: True})
+            work.restart()
+            work.keep("strings", kinds.strings)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.manifest import Dataset, Split
-from pipeline.prepare.engine import Advance
+from pipeline.prepare.engine import PlacedRun
 from pipeline.prepare.histories import Histories, histories_of
 from pipeline.prepare.order import by_user_and_time, coded_by_hash
 from pipeline.prepare.shards import (
@@ -17,9 +17,9 @@ from pipeline.prepare.shards import (
     histories_in,
     read_back,
 )
-from pipeline.prepare.shuffle import PlacedRun
 from pipeline.prepare.sort import repeated
 from pipeline.prepare.split import split_marks
+from pipeline.prepare.tasks import Advance
 from pipeline.prepare.write import Shard, ShardHistories, write_shard
 
 

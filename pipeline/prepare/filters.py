@@ -14,6 +14,7 @@ from pipeline.prepare.histories import histories_of
 from pipeline.prepare.options import PrepareOptions
 from pipeline.prepare.runs import StoredRun
 from pipeline.prepare.tally import Tally, tally
+from pipeline.prepare.tasks import Advance
 
 
 @dataclass
@@ -27,7 +28,9 @@ class Survey:
         return Survey(self.tally + other.tally, self.item_events + other.item_events)
 
 
-def survey_runs(runs: list[StoredRun], stay: np.ndarray, least: int, split: Split | None) -> Survey:
+def survey_runs(
+    runs: list[StoredRun], stay: np.ndarray, least: int, split: Split | None, advance: Advance
+) -> Survey:
     """What stays with the items that ``stay``, bool ``[V]``, of users who keep ``least`` events.
 
     split: None where only events and users are counted, and times need not be read.
@@ -43,6 +46,7 @@ def survey_runs(runs: list[StoredRun], stay: np.ndarray, least: int, split: Spli
                 counted = tally(part.lengths, part.times, part.actions, split)
             found.tally += counted
             found.item_events += np.bincount(part.items, minlength=len(stay) + 1)[1:]
+        advance(int(lengths.sum()))
     return found
 
 

@@ -48,7 +48,7 @@ def parse_window(text: str, unit: Unit) -> tuple[int, int] | None:
 
 # What may differ from the data set that is extended: where and how to read, and a split's windows.
 _OF_AN_EXTENSION = {
-    *("inputs", "output", "append", "overwrite", "memory", "workers", "work"),
+    *("inputs", "output", "append", "overwrite", "engine", "memory", "workers", "work"),
     *("source", "format", "delimiter", "bad_rows", "most_bad_rows"),
     *("columns", "user", "item", "timestamp", "action", "rating", "timestamp_unit"),
     *("validation", "test", "gap", "train_end"),
@@ -196,18 +196,25 @@ class PrepareOptions(BaseModel):
         default=128 * 2**20, ge=1, description="Target size of a shard in bytes of events."
     )
 
+    engine: Literal["embedded", "ray"] = Field(
+        default="embedded",
+        description="Where it runs: embedded (this machine, through its disk) or ray (the Ray "
+        "cluster that RAY_ADDRESS names, whose nodes all reach inputs, output and work). The bytes "
+        "of the data set are the same.",
+    )
     memory: ByteSize | None = Field(
         default=None,
-        description="Memory to take at most, as 8GiB; by default half of what is available. What "
-        "does not fit goes through the disk.",
+        description="Memory that all tasks together take at most, as 8GiB; by default half of what "
+        "is available. What does not fit goes through the disk.",
     )
     workers: int | None = Field(
         default=None, ge=1, description="Tasks at a time; by default one for each processor."
     )
     work: str | None = Field(
         default=None,
-        description="Local folder for what is under way, which another start of the same command "
-        "goes on with. By default .work in the output, or for a bucket in the temporary folder.",
+        description="Folder for what is under way, which another start of the same command goes on "
+        "with; with engine embedded a local one. By default .work in the output, or with engine "
+        "embedded and a bucket for output in the temporary folder.",
     )
 
     @field_validator("inputs", mode="before")
@@ -313,7 +320,7 @@ class PrepareOptions(BaseModel):
 
 def lasting(options: PrepareOptions) -> dict[str, object]:
     """The options that decide what a data set holds; not from what, where and how it is made."""
-    passing = {"inputs", "output", "append", "overwrite", "memory", "workers", "work"}
+    passing = {"inputs", "output", "append", "overwrite", "engine", "memory", "workers", "work"}
     return options.model_dump(mode="json", exclude=passing)
 
 

@@ -69,9 +69,14 @@ def clear_output(output: str) -> None:
 def begin_output(output: str, work: Work) -> None:
     """Make room for a data set, once; after that only what a killed writer left half done goes."""
     if work.kept("cleared", bool):
-        for name in _files_of_ours(output):
-            if name.endswith(".partial"):
-                storage.remove(storage.join(output, name))
+        clear_partial(output)
         return
     clear_output(output)
     work.keep("cleared", True)
+
+
+def clear_partial(output: str) -> None:
+    """Remove what writers left half done that were killed, by us or with their node."""
+    for name in _files_of_ours(output):
+        if name.endswith(".partial"):
+            storage.remove(storage.join(output, name))

@@ -8,12 +8,10 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,24 +31,23 @@ from pipeline.manifest import (
 )
 from pipeline.prepare.append import Appending, check_fits, of_base
 from pipeline.prepare.card import CARD, Traits, card_of
-from pipeline.prepare.deal import action_names, counts_of, found_in
-from pipeline.prepare.engine import Advance, Meter, Progress, run_tasks
+from pipeline.prepare.deal import Dealt, action_names, counts_of, found_in
+from pipeline.prepare.embedded import Embedded
+from pipeline.prepare.engine import Engine, PlacedRun, Settled
 from pipeline.prepare.filters import Survey, filter_counts, survey_runs
 from pipeline.prepare.inputs import Source, list_sources
 from pipeline.prepare.layout import check_sizes, shard_count, users_per_member
 from pipeline.prepare.options import PER_SECOND, PrepareOptions, lasting, version
-from pipeline.prepare.output import WORK, begin_output, check_output
+from pipeline.prepare.output import WORK, begin_output, check_output, clear_partial
 from pipeline.prepare.read import Kinds, Piece, survey
 from pipeline.prepare.shards import COUNTS, Layout, Recent, count_stored, write_placed
-from pipeline.prepare.shuffle import Limits, PlacedRun, Shuffle, limits_of
 from pipeline.prepare.sources import check_uses, lay_out
 from pipeline.prepare.split import resolve_split
 from pipeline.prepare.tally import Tally, check_parts
+from pipeline.prepare.tasks import Meter, Progress
 from pipeline.prepare.vocabulary import number_items
 from pipeline.prepare.work import Unfinished, Work
 from pipeline.prepare.write import Shard, write_document, write_index, write_items
-
-T = TypeVar("T")
 
 
 def run(options: PrepareOptions, progress: Progress | None = None) -> Manifest:
@@ -74,11 +71,14 @@ def run(options: PrepareOptions, progress: Progress | None = None) -> Manifest:
         kinds = replace(kinds, assumed=assumed and kinds.unit == "s")
     work = Work(_work_folder(options, output), _fingerprint(options, sources, base))
     tell: Progress = progress or (lambda stage, done, total: None)
+    # Repeats beside what a set holds are found when its shards are written.
+    once = options if base is None else options.model_copy(update={"repeats": "none"})
+    engine = _engine(once, work, tell)
     preparation: Appending | _Preparation
     if base is not None:
-        preparation = Appending(base, options, output, work, limits_of(options), tell)
+        preparation = Appending(base, options, output, work, engine, tell)
     else:
-        preparation = _Preparation(options, output, work, limits_of(options), tell)
+        preparation = _Preparation(options, output, work, engine, tell)
     try:
         manifest = preparation.run(pieces, kinds)
     except Unfinished as error:
@@ -91,16 +91,26 @@ def run(options: PrepareOptions, progress: Progress | None = None) -> Manifest:
             with suppress(OSError):  # not empty, so not made for nothing
                 Path(output).rmdir()
         raise
+    clear_partial(output)
     work.remove()
     return manifest
 
 
+def _engine(options: PrepareOptions, work: Work, progress: Progress) -> Engine:
+    if options.engine == "ray":
+        from pipeline.prepare.ray_engine import RayEngine
+
+        return RayEngine(options, work, progress)
+    return Embedded(options, work, progress)
+
+
 def _work_folder(options: PrepareOptions, output: str) -> str:
+    everywhere = options.engine == "ray"  # all nodes write there
     if options.work is not None:
-        if not storage.is_local(options.work):
+        if not everywhere and not storage.is_local(options.work):
             raise LonghaulError(f"work {options.work} is no local folder")
         return storage.absolute(options.work)
-    if storage.is_local(output):
+    if everywhere or storage.is_local(output):
         return storage.join(output, WORK)
     name = hashlib.sha256(output.encode()).hexdigest()[:12]
     return storage.join(tempfile.gettempdir(), f"longhaul-prepare-{name}")
@@ -114,7 +124,7 @@ def _fingerprint(options: PrepareOptions, sources: list[Source], base: Dataset |
         with storage.told(source.url, "look at"):
             files.append((source.url, source.bytes, fs.ukey(path)))
     extended = None if base is None else (base.url, base.fingerprint)
-    made_of = [lasting(options), extended, files, version(), SCHEMA_VERSION]
+    made_of = [lasting(options), options.engine, extended, files, version(), SCHEMA_VERSION]
     content = json.dumps(made_of, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -127,27 +137,25 @@ class _Preparation:
         options: PrepareOptions,
         output: str,
         work: Work,
-        limits: Limits,
+        engine: Engine,
         progress: Progress,
     ) -> None:
         self._options = options
         self._output = output
         self._work = work
-        self._limits = limits
+        self._engine = engine
         self._progress = progress
-        self._shuffle = Shuffle(options, work, limits, progress)
 
     def run(self, pieces: list[Piece], kinds: Kinds) -> Manifest:
-        kinds, dealt = self._shuffle.deal(pieces, kinds)
+        found = self._engine.shuffle(pieces, kinds, partial(_settled, self._options, pieces))
+        kinds, dealt, runs, done = found.kinds, found.dealt, found.runs, found.done
+        actions, split = found.settled.actions, found.settled.split
         counts = counts_of(dealt, self._options, pieces)
-        actions = action_names(dealt, self._options)
-        newest = [each.newest for each in dealt if each.newest is not None]
-        split = resolve_split(self._options, max(newest, default=None), kinds.unit)
-        runs, done = self._shuffle.sort(dealt, actions, split, kinds)
         for name in done[0].removed:
             counts.note(name, sum(each.removed[name] for each in done))
-        keys, events = number_items([placed.run for placed in runs])
+        keys, events = number_items([placed.run for placed in runs], self._engine, self._progress)
         start = Survey(sum((each.tally for each in done), Tally()), events)
+        self._sorted = start.tally.events
         left, stay = filter_counts(start, self._options, split, counts, partial(self._survey, runs))
         check_parts(left.tally, split, kinds.unit)
         layout, names = self._layout(left.tally, stay, split, actions, kinds)
@@ -177,8 +185,8 @@ class _Preparation:
                 version=version(),
             ),
         )
-        found = sum((each.traits for each in done), Traits())
-        write_document(self._output, CARD, card_of(manifest, found, lengths, occurrences[0]))
+        traits = sum((each.traits for each in done), Traits())
+        write_document(self._output, CARD, card_of(manifest, traits, lengths, occurrences[0]))
         found_in(dealt).write(self._output, counts.removed["events_read"])
         write_document(self._output, MANIFEST, manifest)
         return manifest
@@ -186,21 +194,15 @@ class _Preparation:
     def _survey(
         self, runs: list[PlacedRun], stay: np.ndarray, least: int, split: Split | None
     ) -> Survey:
-        workers = min(self._limits.workers, len(runs))
+        workers = min(self._engine.limits.workers, len(runs))
         tasks = {
-            str(worker): _ignoring(
-                partial(
-                    survey_runs,
-                    [placed.run for placed in runs[worker::workers]],
-                    stay,
-                    least,
-                    split,
-                )
+            str(worker): partial(
+                survey_runs, [placed.run for placed in runs[worker::workers]], stay, least, split
             )
             for worker in range(workers)
         }
-        self._progress("filter", 0, None)
-        surveys = dict(run_tasks(tasks, workers, lambda count: None))
+        meter = Meter(self._progress, "filter", self._sorted)
+        surveys = dict(self._engine.run(tasks, workers, meter.advance))
         return sum(surveys.values(), Survey(Tally(), np.zeros(len(stay), np.int64)))
 
     def _layout(
@@ -252,7 +254,7 @@ class _Preparation:
                 shards[number] = kept
                 tasks[str(number)] = partial(count_stored, kept, layout)
         try:
-            for name, (shard, counted) in run_tasks(
+            for name, (shard, counted) in self._engine.run(
                 tasks, self._writers(events, layout), meter.advance
             ):
                 self._work.keep(f"shard-{int(name):05d}", shard)
@@ -265,10 +267,18 @@ class _Preparation:
 
     def _writers(self, events: int, layout: Layout) -> int:
         """How many shards fit into memory at a time."""
-        total = self._limits.memory * self._limits.workers
-        return max(1, min(self._limits.workers, total // (80 * (events // layout.shards + 1))))
+        limits = self._engine.limits
+        total = limits.memory * limits.workers
+        return max(1, min(limits.workers, total // (80 * (events // layout.shards + 1))))
 
 
-def _ignoring(task: Callable[[], T]) -> Callable[[Advance], T]:
-    """A task that tells nothing of how far it is."""
-    return lambda advance: task()
+def _settled(
+    options: PrepareOptions, pieces: list[Piece], dealt: list[Dealt], kinds: Kinds
+) -> Settled:
+    """Actions and split of what was read, which must not be nothing."""
+    counts_of(dealt, options, pieces)
+    newest = [each.newest for each in dealt if each.newest is not None]
+    return Settled(
+        actions=action_names(dealt, options),
+        split=resolve_split(options, max(newest, default=None), kinds.unit),
+    )

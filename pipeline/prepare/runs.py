@@ -56,12 +56,21 @@ def write_run(url: str, run: Run) -> list[File]:
     return [write_arrow(url, name, table) for name, table in tables.items()]
 
 
-def write_arrow(folder: str, name: str, table: pa.Table) -> File:
-    """Write a table to an Arrow file, in batches."""
-    url = storage.join(folder, name)
-    Path(folder).mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _created(url: str) -> Iterator[IO[bytes]]:
+    if not storage.is_local(url):
+        with storage.create(url) as file:
+            yield file
+        return
+    Path(url).parent.mkdir(parents=True, exist_ok=True)
     # Neither renamed nor flushed: the record of the run, which has its hash, is what commits it.
     with storage.told(url, "write"), open(url, "wb") as file:
+        yield file
+
+
+def write_arrow(folder: str, name: str, table: pa.Table) -> File:
+    """Write a table to an Arrow file, in batches."""
+    with _created(storage.join(folder, name)) as file:
         hashed = Hashed(file)
         with pa.ipc.new_file(hashed, table.schema) as writer:
             writer.write_table(table, max_chunksize=_BATCH)
@@ -149,5 +158,9 @@ class StoredRun:
     ) -> Iterator[pa.ipc.RecordBatchFileReader]:
         url = storage.join(self.url, name)
         options = pa.ipc.IpcReadOptions(included_fields=fields)
-        with storage.told(url, "read"), pa.OSFile(url) as file:
+        with storage.told(url, "read"), _open(url) as file:
             yield pa.ipc.open_file(file, options=options)
+
+
+def _open(url: str) -> pa.NativeFile:
+    return pa.OSFile(url) if storage.is_local(url) else pa.PythonFile(storage.opened(url), "r")

@@ -10,12 +10,12 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.manifest import Split
 from pipeline.member import TRAIN_END, Member, decode_member
+from pipeline.prepare.engine import PlacedRun
 from pipeline.prepare.histories import Histories, histories_of
 from pipeline.prepare.keys import hash_keys
 from pipeline.prepare.layout import shard_of
 from pipeline.prepare.order import coded
 from pipeline.prepare.runs import StoredRun
-from pipeline.prepare.shuffle import PlacedRun
 from pipeline.prepare.split import split_marks
 from pipeline.prepare.work import check_whole
 from pipeline.prepare.write import Shard, ShardHistories, write_shard

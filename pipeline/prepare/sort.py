@@ -15,11 +15,11 @@ from pipeline.manifest import File, Split
 from pipeline.prepare import spill
 from pipeline.prepare.card import Traits, traits
 from pipeline.prepare.deal import Partition, path_of
-from pipeline.prepare.engine import Advance
 from pipeline.prepare.options import PrepareOptions, Unit
 from pipeline.prepare.order import by_user_and_time, coded, coded_by_hash, stable_order
 from pipeline.prepare.runs import Run, write_run
 from pipeline.prepare.tally import Tally, tally
+from pipeline.prepare.tasks import Advance
 
 
 @dataclass
@@ -54,9 +54,17 @@ def sort(
     count = len(columns.get("user", ()))
     if count != rows:
         raise LonghaulError(f"{folder / partition.name} holds {count} events instead of {rows}")
+    found = sort_columns(columns, options, split, unit, output)
+    advance(rows)
+    return found
+
+
+def sort_columns(
+    columns: spill.Columns, options: PrepareOptions, split: Split, unit: Unit | None, output: str
+) -> Sorted:
+    """Write the events of a partition, as ``run_of`` wants them, as a run to ``output``."""
     run, removed, found = run_of(columns, options, split, unit)
     files = write_run(output, run)
-    advance(rows)
     return Sorted(tally(run.lengths, run.times, run.actions, split), removed, found, files)
 
 

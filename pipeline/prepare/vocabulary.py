@@ -1,12 +1,15 @@
 """All items of a log, merged from those of its runs: sorted keys, whose positions are codes."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.prepare.engine import Engine
 from pipeline.prepare.order import coded
 from pipeline.prepare.runs import StoredRun
+from pipeline.prepare.tasks import Advance, Meter, Progress
 
 _AT_ONCE = 2**24  # keys that are merged together, where they are many
 
@@ -36,9 +39,16 @@ def _merged(parts: list[Counted]) -> Counted:
     return keys, events
 
 
-def number_items(runs: list[StoredRun]) -> Counted:
+def number_items(runs: list[StoredRun], engine: Engine, progress: Progress) -> Counted:
     """All items of the runs and their events; every run learns where its own are among them."""
     keys, events = merge(run.items() for run in runs)
-    for run in runs:
-        run.number_items(keys)
+    tasks = {run.url: partial(_number, run, keys) for run in runs}
+    meter = Meter(progress, "number", len(runs))
+    for _ in engine.run(tasks, engine.limits.workers, meter.advance):
+        pass
     return keys, events
+
+
+def _number(run: StoredRun, keys: pa.Array, advance: Advance) -> None:
+    run.number_items(keys)
+    advance(1)

@@ -52,6 +52,14 @@ class Work:
             return None
         return TypeAdapter(kind).validate_json(storage.read_bytes(url))
 
+    def names(self) -> list[str]:
+        """The names of all records."""
+        return [path.removesuffix(".json") for path in storage.files_below(self.place("done"))]
+
+    def forget(self, name: str) -> None:
+        """Remove the record of a task, if there is one."""
+        storage.remove(self.place("done", f"{name}.json"))
+
     def remove(self) -> None:
         """Remove the folder with all in it."""
         storage.remove(self.url)

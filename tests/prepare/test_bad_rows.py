@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.prepare import formats
-from pipeline.prepare.shuffle import Shuffle
+from pipeline.prepare.embedded import Embedded
 from tests.prepare.oracle import counts, read_back, run, short
 from tests.prepare.test_errors import RATINGS, TIMES, failure
 
@@ -497,20 +497,20 @@ def test_a_start_after_an_interruption_still_knows_of_bad_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.csv").write_text("user,item\n1,2\n1\n")
-    sort = Shuffle.sort
+    sort = Embedded._sort
 
     def interrupted(self: Any, *args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Shuffle, "sort", interrupted)
+    monkeypatch.setattr(Embedded, "_sort", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "a.csv", tmp_path / "out", **SKIP)
-    monkeypatch.setattr(Shuffle, "sort", sort)
+    monkeypatch.setattr(Embedded, "_sort", sort)
 
     def again(*args: Any) -> Any:
         raise AssertionError("what was dealt is dealt again")
 
-    monkeypatch.setattr("pipeline.prepare.shuffle.deal", again)
+    monkeypatch.setattr("pipeline.prepare.embedded.deal", again)
     dataset = run(tmp_path / "a.csv", tmp_path / "out", **SKIP)
     assert counts(dataset)["bad_rows"] == 1
     assert told(tmp_path / "out") == [("line 3", None, "1", "has 1 column instead of 2")]

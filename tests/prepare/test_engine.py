@@ -15,14 +15,14 @@ from pipeline.errors import LonghaulError
 from pipeline.prepare import (
     PrepareOptions,
     deal,
+    embedded,
+    engine,
     histories,
     prepare,
     read,
     runs,
-    shuffle,
     vocabulary,
 )
-from pipeline.prepare import run as stage
 from tests.train.runs import ROOT, environment
 
 EVENTS = 6_000
@@ -90,13 +90,13 @@ def test_memory_and_tasks_do_not_show(
     prepare(options(urls, tmp_path / "whole", **filters))
     # So small that everything is cut: pieces, tasks, blocks, partitions (twice), batches, chunks.
     monkeypatch.setattr(read, "PIECE_ROWS", 500)
-    monkeypatch.setattr(shuffle, "TASK_ROWS", 700)
+    monkeypatch.setattr(engine, "TASK_ROWS", 700)
     monkeypatch.setattr(deal, "BLOCK_ROWS", 350)
     monkeypatch.setattr(runs, "_BATCH", 64)
     monkeypatch.setattr(histories, "_CHUNK", 100)
     monkeypatch.setattr(vocabulary, "_AT_ONCE", 50)
-    monkeypatch.setattr(stage, "limits_of", lambda _: shuffle.Limits(workers, 50_000))
-    monkeypatch.setattr(shuffle.Shuffle, "_partition_count", lambda self, pieces: 4)
+    monkeypatch.setattr(embedded, "limits_of", lambda _: engine.Limits(workers, 50_000))
+    monkeypatch.setattr(engine, "partition_count", lambda pieces, memory: 4)
     prepare(options(urls, tmp_path / "parted", **filters))
     assert contents(f"{tmp_path}/parted") == contents(f"{tmp_path}/whole")
 
@@ -105,7 +105,7 @@ def test_integers_that_turn_out_to_be_strings(tmp_path: Path, monkeypatch: Any) 
     """Found in the last file, when all before it was dealt by the hash of integers."""
     (tmp_path / "a.csv").write_text("user,item\n" + "".join(f"{n},{n % 7}\n" for n in range(100)))
     (tmp_path / "b.csv").write_text("user,item\n5,x\n")
-    monkeypatch.setattr(shuffle, "TASK_ROWS", 1)
+    monkeypatch.setattr(engine, "TASK_ROWS", 1)
     found = prepare(
         PrepareOptions(inputs=[f"{tmp_path}/*.csv"], output=f"{tmp_path}/out", workers=1)
     )
@@ -115,9 +115,9 @@ def test_integers_that_turn_out_to_be_strings(tmp_path: Path, monkeypatch: Any) 
 
 KILLED = """
 import json, os, signal, sys
-from pipeline.prepare import PrepareOptions, prepare, shuffle, work
-shuffle.TASK_ROWS = 700
-shuffle.Shuffle._partition_count = lambda self, pieces: 8
+from pipeline.prepare import PrepareOptions, engine, prepare, work
+engine.TASK_ROWS = 700
+engine.partition_count = lambda pieces, memory: 8
 left = int(sys.argv[2])
 keep = work.Work.keep
 def dying(self, name, result):
@@ -187,7 +187,7 @@ def test_a_user_too_large_for_memory_is_prepared_all_the_same(
 ) -> None:
     """No partition gets smaller than one user."""
     (tmp_path / "log.txt").write_text("".join(f"7 {n % 50}\n" for n in range(2_000)))
-    monkeypatch.setattr(stage, "limits_of", lambda _: shuffle.Limits(1, 10_000))
+    monkeypatch.setattr(embedded, "limits_of", lambda _: engine.Limits(1, 10_000))
     found = prepare(PrepareOptions(inputs=[f"{tmp_path}/log.txt"], output=f"{tmp_path}/out"))
     assert (found.users, found.events) == (1, 2_000)
 

@@ -209,7 +209,7 @@ def test_progress_tells_every_stage_to_its_end(log: Path, tmp_path: Path) -> Non
         lambda stage, done, total: told.append((stage, done, total)),
     )
     stages = list(dict.fromkeys(stage for stage, _, _ in told))
-    assert stages == ["read", "sort", "write"]
+    assert stages == ["read", "sort", "number", "write"]
     size = log.stat().st_size
     assert [(done, total) for stage, done, total in told if stage == "read"][-1] == (size, size)
     assert [(done, total) for stage, done, total in told if stage == "write"][-1] == (2000, 2000)

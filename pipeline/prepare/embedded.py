@@ -1,7 +1,9 @@
-"""The shuffle of the embedded engine: events through local files, to one sorted run a partition."""
+"""The embedded engine: threads of one machine, and events that go through its disk.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+Threads will do, since numpy and Arrow work outside of Python's lock.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -10,30 +12,29 @@ import numpy as np
 import psutil
 
 from pipeline.errors import LonghaulError
-from pipeline.manifest import Split
-from pipeline.prepare.deal import Dealt, Partition, deal, deal_again, remove
-from pipeline.prepare.engine import Advance, Meter, Progress, run_tasks
-from pipeline.prepare.keys import NeedsStrings
+from pipeline.prepare.deal import Dealt, Partition, action_codes, deal, deal_again, remove
+from pipeline.prepare.engine import (
+    Limits,
+    PlacedRun,
+    Settle,
+    Settled,
+    Shuffled,
+    as_typed,
+    cut_of,
+    grouped,
+)
 from pipeline.prepare.options import PrepareOptions
 from pipeline.prepare.read import Kinds, Piece
 from pipeline.prepare.runs import StoredRun
 from pipeline.prepare.sort import Sorted, sort
+from pipeline.prepare.tasks import Advance, Meter, Progress, run_tasks
 from pipeline.prepare.work import Unfinished, Work, check_whole
 
 T = TypeVar("T")
 
-TASK_ROWS = 2**24  # dealt by one task
 _BASE = 300 << 20  # bytes that the process takes before it holds any event
 _LEAST_MEMORY = 512 << 20
 _MOST_PARTITIONS = 2**24  # one that is still too large holds a single user
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many tasks run at a time, and the bytes of memory that each may take."""
-
-    workers: int
-    memory: int
 
 
 def limits_of(options: PrepareOptions) -> Limits:
@@ -46,89 +47,60 @@ def limits_of(options: PrepareOptions) -> Limits:
     return Limits(workers, (memory - _BASE) // workers)
 
 
-@dataclass(frozen=True)
-class PlacedRun:
-    """A run, and the partition that it is of."""
+class Embedded:
+    """The engine of one preparation; ``progress`` hears how far the shuffle is."""
 
-    partition: Partition
-    run: StoredRun
-
-    def meets(self, shard: int, shards: int) -> bool:
-        """Whether it may hold users of a shard."""
-        index, count = self.partition.index, self.partition.count
-        return index * shards < (shard + 1) * count and (index + 1) * shards > shard * count
-
-
-@dataclass
-class _Plan:
-    """How the shuffle was cut when it was begun; another start goes on with the same."""
-
-    partitions: int
-    memory: int
-
-
-class Shuffle:
-    """The shuffle of one preparation; ``progress`` hears how far it is."""
-
-    def __init__(
-        self, options: PrepareOptions, work: Work, limits: Limits, progress: Progress
-    ) -> None:
+    def __init__(self, options: PrepareOptions, work: Work, progress: Progress) -> None:
+        self.limits = limits_of(options)
         self._options = options
         self._work = work
-        self._workers = limits.workers
-        self._memory = limits.memory
         self._progress = progress
         self._folder = Path(work.place("spill"))
 
-    def deal(
-        self, pieces: list[Piece], kinds: Kinds, partitions: int | None = None
-    ) -> tuple[Kinds, list[Dealt]]:
-        """Deal all events to partitions, by default as many as their memory asks for; and what the
-        columns turned out to hold. Raises LonghaulError as ``deal`` does."""
-        kinds = replace(kinds, strings=self._work.kept("strings", dict[str, bool]) or kinds.strings)
-        plan = self._work.kept("plan", _Plan)
-        if plan is None:
-            plan = _Plan(partitions or self._partition_count(pieces), self._memory)
-            self._work.keep("plan", plan)
-        self._memory = plan.memory
-        self._partitions = Partition(0, 1).split(plan.partitions)
-        tasks = _grouped(pieces)
+    def run(
+        self, tasks: Mapping[str, partial[T]], workers: int, advance: Advance
+    ) -> Iterator[tuple[str, T]]:
+        """See Engine."""
+        return run_tasks(tasks, workers, advance)
+
+    def shuffle(
+        self, pieces: list[Piece], kinds: Kinds, settle: Settle, partitions: int | None = None
+    ) -> Shuffled:
+        """See Engine."""
+        kinds, dealt = as_typed(self._work, kinds, partial(self._deal, pieces, partitions))
+        settled = settle(dealt, kinds)
+        runs, done = self._sort(dealt, settled, kinds)
+        return Shuffled(kinds, dealt, settled, runs, done)
+
+    def _deal(self, pieces: list[Piece], partitions: int | None, kinds: Kinds) -> list[Dealt]:
+        """Deal all events to partitions."""
+        cut = cut_of(self._work, pieces, self.limits, partitions)
+        self._memory = cut.memory
+        self._partitions = cut.all()
+        tasks = grouped(pieces)
         sizes = [sum(piece.bytes for piece in task) for task in tasks]
-        while True:
-            dealing: dict[str, Callable[[Advance], Dealt]] = {
-                f"deal-{number:05d}": partial(
-                    deal, number, task, self._options, kinds, self._partitions, self._folder
-                )
-                for number, task in enumerate(tasks)
-            }
-            try:
-                return kinds, list(self._each(Dealt, "read", dealing, sizes).values())
-            except NeedsStrings as needed:
-                # Integers were dealt by another hash than strings: all over again.
-                kinds = replace(kinds, strings=kinds.strings | {needed.use: True})
-                self._work.restart()
-                self._work.keep("strings", kinds.strings)
-                self._work.keep("plan", plan)
+        dealing = {
+            f"deal-{number:05d}": partial(
+                deal, number, task, self._options, kinds, self._partitions, self._folder
+            )
+            for number, task in enumerate(tasks)
+        }
+        return list(self._each(Dealt, "read", dealing, sizes).values())
 
-    def sort(
-        self, dealt: list[Dealt], actions: list[str], split: Split, kinds: Kinds
+    def _sort(
+        self, dealt: list[Dealt], settled: Settled, kinds: Kinds
     ) -> tuple[list[PlacedRun], list[Sorted]]:
-        """Sort every partition that holds something to a run; those that have events left.
-
-        actions: all names that occur, in the order of their codes in runs.
-        """
-        codes = {name: code for code, name in enumerate(actions)}
-        known = [np.array([codes[name] for name in each.actions], np.uint16) for each in dealt]
+        """Sort every partition that holds something to a run; those that have events left."""
         sizes = self._fitting(dealt)
         names = {partition.name: partition for partition in sizes}
-        sorting: dict[str, Callable[[Advance], Sorted]] = {
+        sorting = {
             partition.name: partial(
                 sort,
                 partition,
                 rows,
-                known,
+                action_codes(dealt, settled.actions),
                 self._options,
-                split,
+                settled.split,
                 kinds.unit,
                 self._folder,
                 self._run_url(partition.name),
@@ -152,14 +124,6 @@ class Shuffle:
 
     def _run_url(self, name: str) -> str:
         return self._work.place("runs", name)
-
-    def _partition_count(self, pieces: list[Piece]) -> int:
-        """As many as make a partition fit into the memory of a task, by the look of the input."""
-        rows = sum(piece.rows for piece in pieces)
-        count = 1
-        while rows * 140 / count > self._memory and count < 2**12:
-            count *= 2
-        return count
 
     def _fitting(self, dealt: list[Dealt]) -> dict[Partition, int]:
         """The partitions that hold something, and how many events; each fits into memory."""
@@ -190,7 +154,7 @@ class Shuffle:
         self,
         kind: type[T],
         stage: str,
-        tasks: Mapping[str, Callable[[Advance], T]],
+        tasks: Mapping[str, partial[T]],
         sizes: list[int],
         check: Callable[[str, T], None] = lambda name, result: None,
         then: Callable[[str], None] = lambda name: None,
@@ -210,7 +174,7 @@ class Shuffle:
                 then(name)
         left = {name: task for name, task in tasks.items() if name not in found}
         try:
-            for name, result in run_tasks(left, self._workers, meter.advance):
+            for name, result in self.run(left, self.limits.workers, meter.advance):
                 self._work.keep(name, result)
                 found[name] = result
                 then(name)
@@ -219,13 +183,3 @@ class Shuffle:
                 raise
             raise Unfinished(str(error)) from error
         return {name: found[name] for name in tasks}
-
-
-def _grouped(pieces: list[Piece]) -> list[list[Piece]]:
-    """Neighbours together, until they are worth a task."""
-    groups: list[list[Piece]] = [[]]
-    for piece in pieces:
-        if groups[-1] and sum(each.rows for each in groups[-1]) + piece.rows > TASK_ROWS:
-            groups.append([])
-        groups[-1].append(piece)
-    return groups
