@@ -4,8 +4,8 @@
 
 The log has the shape of Yambda-5B (``longhaul synth --preset yambda-5b``) and is on disk before the
 clock starts; the data set is committed, every file flushed, when it stops. Memory is the resident
-memory of all processes together, disk what the file system has less of at most, both sampled twice
-a second. ``FOLDER`` needs 40 bytes an event; the log stays there and is used again.
+memory of all processes together, disk what the file system has less of at most, both sampled ten
+times a second. ``FOLDER`` needs 40 bytes an event; the log stays there and is used again.
 """
 
 import argparse
@@ -33,17 +33,22 @@ VARIANTS = {
 
 @dataclass
 class Watched:
-    """What a process took while it ran. cpu: seconds of all its threads."""
+    """What a process took while it ran. cpu: seconds of all its threads. killed: whether it took
+    more memory than it may."""
 
     seconds: float = 0.0
     cpu: float = 0.0
     memory: int = 0
     disk: int = 0
+    killed: bool = False
     stages: dict[str, float] = field(default_factory=dict)
 
 
-def watched(command: list[str], folder: Path) -> Watched:
-    """Run ``command`` to its end. Raises RuntimeError with what it said where it fails."""
+def watched(command: list[str], folder: Path, cap: int | None = None) -> Watched:
+    """Run ``command`` to its end, or until it takes more than ``cap`` bytes of memory.
+
+    Its last line is JSON, seconds by stage. Raises RuntimeError with what it said where it fails.
+    """
     found = Watched()
     free = shutil.disk_usage(folder).free
     began = time.monotonic()
@@ -53,7 +58,7 @@ def watched(command: list[str], folder: Path) -> Watched:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.5):
+        while not done.wait(0.1):
             try:
                 family = [process, *process.children(recursive=True)]
                 found.memory = max(found.memory, sum(p.memory_info().rss for p in family))
@@ -62,6 +67,9 @@ def watched(command: list[str], folder: Path) -> Watched:
             except psutil.NoSuchProcess:
                 return
             found.disk = max(found.disk, free - shutil.disk_usage(folder).free)
+            if cap is not None and found.memory > cap:
+                found.killed = True
+                process.kill()
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -69,6 +77,8 @@ def watched(command: list[str], folder: Path) -> Watched:
     found.seconds = time.monotonic() - began
     done.set()
     watcher.join()
+    if found.killed:
+        return found
     if process.returncode:
         raise RuntimeError(said)
     found.stages = json.loads(said.splitlines()[-1])
