@@ -1,6 +1,7 @@
 """Preparation on a Ray cluster: the bytes of the embedded engine, whatever node is lost."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,10 +37,18 @@ for wanted in json.loads(sys.argv[1]):
 """
 
 
+def free_port() -> int:
+    """A port that nobody listens on: another process may run tests of this file beside us."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+    return port
+
+
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[RayNodes]:
     """A head with room for one task, and a node with room for one."""
-    cluster = RayNodes(port=6411, head_cpus=1)
+    cluster = RayNodes(port=free_port(), head_cpus=1)
     cluster.add("a")
     yield cluster
     cluster.stop()
@@ -128,7 +137,7 @@ def test_integers_that_turn_out_to_be_strings(nodes: RayNodes, tmp_path: Path) -
 def test_everything_in_a_bucket(bucket: str, tmp_path: Path) -> None:
     """The work folder too, in which nodes find each other's runs."""
     wanted = options(log(tmp_path, strings=True), tmp_path / "here", **FILTERS[2])
-    nodes = RayNodes(port=6413, head_cpus=2)  # which know of the bucket
+    nodes = RayNodes(port=free_port(), head_cpus=2)  # which know of the bucket
     try:
         assert said(start(nodes, on_ray(wanted, f"{bucket}/ray"))) == [None]
     finally:
