@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pydantic import ByteSize, TypeAdapter
 
 from benchmarks.preparation import PREPARE, log_of, watched
-from benchmarks.report import surroundings, write_result
+from benchmarks.report import peers, surroundings, write_result
 
 RECBOLE = """
 import json, sys, time
@@ -74,16 +74,14 @@ def as_inter(log: Path, folder: Path) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         names = ["user_id:token", "item_id:token", "timestamp:float"]
-        files = sorted(log.glob("*.parquet")) if log.is_dir() else [log]
         kinds = pa.schema([pa.field(name, pa.int64()) for name in names])
         rows = pyarrow.csv.WriteOptions(include_header=False, delimiter="\t")
         with open(f"{path}.partial", "wb") as text:
             text.write("\t".join(names).encode() + b"\n")  # the writer would quote it
             with pyarrow.csv.CSVWriter(text, kinds, write_options=rows) as writer:
-                for file in files:
-                    for group in pq.ParquetFile(file).iter_batches(columns=_COLUMNS):
-                        columns = [column.cast(pa.int64()) for column in group.columns]
-                        writer.write_batch(pa.record_batch(columns, schema=kinds))
+                for group in pq.ParquetFile(log).iter_batches(columns=_COLUMNS):
+                    columns = [column.cast(pa.int64()) for column in group.columns]
+                    writer.write_batch(pa.record_batch(columns, schema=kinds))
         Path(f"{path}.partial").rename(path)
     return place
 
@@ -114,6 +112,8 @@ def main() -> None:
     pythons = {"longhaul": sys.executable, "RecBole": given.recbole, "RecTools": given.rectools}
     lines = ["# Preparation beside RecBole and RecTools", "", *surroundings(threads=cores)]
     lines += [
+        peers(given.recbole, "recbole", "pandas", "numpy", "torch"),
+        peers(given.rectools, "rectools", "pandas", "numpy", "torch"),
         f"- cap on memory: {given.cap / 2**30:.0f} GiB",
         "",
         "| events | by | seconds | of longhaul's | memory | of longhaul's | |",

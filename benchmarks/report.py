@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,16 @@ def surroundings(threads: int) -> list[str]:
         f"- {_processor()}, {os.cpu_count()} cores, {threads} threads used",
         f"- {names}",
     ]
+
+
+def peers(python: str, *packages: str) -> str:
+    """The versions of packages in another environment, as a Markdown line."""
+    ask = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))"
+    said = subprocess.run(
+        [python, "-c", ask, *packages], check=True, stdout=subprocess.PIPE, text=True
+    )
+    named = zip(packages, said.stdout.split(), strict=True)
+    return "- beside it: " + ", ".join(f"{package} {version}" for package, version in named)
 
 
 def _processor() -> str:
