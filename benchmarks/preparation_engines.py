@@ -4,7 +4,7 @@
         [--rounds 3] [--folder FOLDER]
 
 PYTHON is that of an environment with duckdb and polars. All start from the same Parquet log and end
-with every event on disk in the order of (user, time, row): longhaul's stages ``read`` and ``sort``;
+with every event on disk in the order of (user, time, file, row): longhaul's stages ``read`` and ``sort``;
 DuckDB's ``ORDER BY``, and its ``PARTITION_BY`` with an ``ORDER BY`` for each partition after it;
 the sort of Polars' streaming engine. Each is told to use two thirds of the memory at which it is
 killed, where it can be told. One after another, as many rounds as asked for.
@@ -37,13 +37,13 @@ base.sql(f"SET memory_limit = '{memory}B'")
 base.sql(f"SET threads = {threads}")
 base.sql(f"SET temp_directory = '{folder}/spill'")
 rows = (
-    "SELECT user, item, timestamp, file_row_number AS row"
-    f" FROM read_parquet('{log}', file_row_number = true)"
+    "SELECT user, item, timestamp, filename AS file, file_row_number AS row"
+    f" FROM read_parquet('{log}', filename = true, file_row_number = true)"
 )
 """
 
 ORDER_BY = f"""{_DUCKDB}
-base.sql(f"COPY ({{rows}} ORDER BY user, timestamp, row) TO '{{folder}}/sorted.parquet'")
+base.sql(f"COPY ({{rows}} ORDER BY user, timestamp, file, row) TO '{{folder}}/sorted.parquet'")
 print(json.dumps({{"sort": time.monotonic() - began}}))
 """
 
@@ -56,7 +56,7 @@ base.sql(
 dealt = time.monotonic()
 for number, part in enumerate(sorted(pathlib.Path(f"{{folder}}/parts").iterdir())):
     base.sql(
-        f"COPY (SELECT * FROM read_parquet('{{part}}/*.parquet') ORDER BY user, timestamp, row)"
+        f"COPY (SELECT * FROM read_parquet('{{part}}/*.parquet') ORDER BY user, timestamp, file, row)"
         f" TO '{{folder}}/sorted-{{number}}.parquet'"
     )
 print(json.dumps({{"read": dealt - began, "sort": time.monotonic() - dealt}}))
@@ -100,8 +100,9 @@ def main() -> None:
     told = TypeAdapter(ByteSize).validate_python(f"{given.memory * 2 // 3}B")
     options = {"inputs": [str(log)], "output": str(output), "timestamp": "timestamp"}
     ours = [sys.executable, "-c", PREPARE, json.dumps(options | {"memory": told})]
+    files = f"{log}/*.parquet" if log.is_dir() else str(log)
     commands = {"longhaul": ours} | {
-        name: [given.duckdb, "-c", code, str(log), str(output), str(told), str(cores)]
+        name: [given.duckdb, "-c", code, files, str(output), str(told), str(cores)]
         for name, code in _PEERS.items()
     }
     found: dict[str, list[Watched]] = {name: [] for name in commands}

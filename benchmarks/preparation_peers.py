@@ -79,9 +79,10 @@ def as_inter(log: Path, folder: Path) -> Path:
         with open(f"{path}.partial", "wb") as text:
             text.write("\t".join(names).encode() + b"\n")  # the writer would quote it
             with pyarrow.csv.CSVWriter(text, kinds, write_options=rows) as writer:
-                for group in pq.ParquetFile(log).iter_batches(columns=_COLUMNS):
-                    columns = [column.cast(pa.int64()) for column in group.columns]
-                    writer.write_batch(pa.record_batch(columns, schema=kinds))
+                for file in sorted(log.glob("*.parquet")) if log.is_dir() else [log]:
+                    for group in pq.ParquetFile(file).iter_batches(columns=_COLUMNS):
+                        columns = [column.cast(pa.int64()) for column in group.columns]
+                        writer.write_batch(pa.record_batch(columns, schema=kinds))
         Path(f"{path}.partial").rename(path)
     return place
 
