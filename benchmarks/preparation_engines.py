@@ -4,9 +4,9 @@
         [--rounds 3] [--folder FOLDER]
 
 PYTHON is that of an environment with duckdb and polars. All start from the same Parquet log and end
-with every event on disk in the order of (user, time, file, row): longhaul's stages ``read`` and ``sort``;
-DuckDB's ``ORDER BY``, and its ``PARTITION_BY`` with an ``ORDER BY`` for each partition after it;
-the sort of Polars' streaming engine. Each is told to use two thirds of the memory at which it is
+with every event on disk in the order of (user, time, file, row): longhaul's stages ``read`` and
+``sort``; DuckDB's ``ORDER BY``, and its ``PARTITION_BY`` with an ``ORDER BY`` for each partition
+after it; the sort of Polars' streaming engine. Each is told to use two thirds of the memory at which it is
 killed, where it can be told. One after another, as many rounds as asked for.
 
 What longhaul does on top is in its time: it hashes the users, checks every row, counts items and
@@ -37,7 +37,8 @@ base.sql(f"SET memory_limit = '{memory}B'")
 base.sql(f"SET threads = {threads}")
 base.sql(f"SET temp_directory = '{folder}/spill'")
 rows = (
-    "SELECT user, item, timestamp, filename AS file, file_row_number AS row"
+    "SELECT user, item, timestamp, file_row_number AS row,"
+    " TRY_CAST(regexp_extract(filename, '([0-9]+)[.]parquet$', 1) AS USMALLINT) AS file"
     f" FROM read_parquet('{log}', filename = true, file_row_number = true)"
 )
 """
@@ -56,7 +57,8 @@ base.sql(
 dealt = time.monotonic()
 for number, part in enumerate(sorted(pathlib.Path(f"{{folder}}/parts").iterdir())):
     base.sql(
-        f"COPY (SELECT * FROM read_parquet('{{part}}/*.parquet') ORDER BY user, timestamp, file, row)"
+        f"COPY (SELECT * FROM read_parquet('{{part}}/*.parquet')"
+        f" ORDER BY user, timestamp, file, row)"
         f" TO '{{folder}}/sorted-{{number}}.parquet'"
     )
 print(json.dumps({{"read": dealt - began, "sort": time.monotonic() - dealt}}))
