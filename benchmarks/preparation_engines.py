@@ -6,8 +6,8 @@
 PYTHON is that of an environment with duckdb and polars. All start from the same Parquet log and end
 with every event on disk in the order of (user, time, file, row): longhaul's stages ``read`` and
 ``sort``; DuckDB's ``ORDER BY``, and its ``PARTITION_BY`` with an ``ORDER BY`` for each partition
-after it; the sort of Polars' streaming engine. Each is told to use two thirds of the memory at which it is
-killed, where it can be told. One after another, as many rounds as asked for.
+after it; the sort of Polars' streaming engine. Each is told to use two thirds of the memory at
+which it is killed, where it can be told. One after another, as many rounds as asked for.
 
 What longhaul does on top is in its time: it hashes the users, checks every row, counts items and
 ties, and flushes and records each partition, so that a start after a kill goes on from there.
