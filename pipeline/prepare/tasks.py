@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -53,11 +54,21 @@ def run_tasks(
         for name, task in tasks.items():
             yield name, task(advance)
         return
+    waiting = iter(tasks.items())
+    under_way: dict[Future[T], str] = {}
     with ThreadPoolExecutor(workers) as pool:
-        names = {pool.submit(task, checked): name for name, task in tasks.items()}
         try:
-            for future in as_completed(names):
-                yield names[future], future.result()
+            while True:
+                # Few at a time, so that no more results than that are ever held.
+                for name, task in islice(waiting, 2 * workers - len(under_way)):
+                    under_way[pool.submit(task, checked)] = name
+                if not under_way:
+                    return
+                ended = wait(under_way, return_when=FIRST_COMPLETED).done
+                while ended:
+                    future = ended.pop()
+                    yield under_way.pop(future), future.result()
+                    del future
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
