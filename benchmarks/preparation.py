@@ -4,9 +4,10 @@
 
 The log has the shape of Yambda-5B (``longhaul synth --preset yambda-5b``). It is read through once
 before the clock starts, so that as much of it as fits is in the page cache and a slow disk is paid
-for what is written; the data set is committed, every file flushed, when it stops. Memory is the resident
-memory of all processes together, disk what the file system has less of at most, both sampled ten
-times a second. ``FOLDER`` needs 40 bytes an event; the log stays there and is used again.
+for what is written; the data set is committed, every file flushed, when it stops. Memory is the
+resident memory of all processes together, disk what the file system has less of at most, both
+sampled ten times a second. ``FOLDER`` needs 40 bytes an event; the log stays there and is used
+again.
 """
 
 import argparse
