@@ -33,6 +33,7 @@ from pipeline.stream.objective import Objective
 from pipeline.stream.reader import ReadingConfig
 from pipeline.stream.stream import StreamConfig
 from pipeline.tracking.config import TrackingConfig
+from pipeline.train.table.config import TableConfig
 
 SCHEMA_VERSION = 1
 
@@ -98,6 +99,10 @@ class TrainConfig(_Part):
         "deepspeed", description="torch: plain replicas, for debugging and single devices"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    offload: Literal["none", "optimizer"] = Field(
+        "none", description="optimizer: DeepSpeed keeps masters and moments in the host's memory"
+    )
+    table: TableConfig = TableConfig()
     precision: Literal["fp32", "bf16", "autocast"] = Field(
         "fp32",
         description="bf16: bf16 weights, fp32 masters and gradient sums; autocast: fp32 weights, "
@@ -116,6 +121,11 @@ class TrainConfig(_Part):
             raise ValueError(
                 "zero_stage 0 with precision bf16 does not exist in DeepSpeed with fp32 gradient "
                 "sums: take zero_stage 1, or precision autocast"
+            )
+        if self.offload == "optimizer" and (self.engine == "torch" or self.zero_stage == 0):
+            raise ValueError(
+                "offload optimizer is DeepSpeed's, from zero_stage 1 on: set engine deepspeed and "
+                "a zero_stage, or offload none"
             )
         if self.engine == "torch" and self.precision == "bf16":
             raise ValueError(
@@ -259,7 +269,7 @@ class Recipe(_Part):
         document = self.model_dump(mode="json")
         for key in ("runs", "placement", "reading", "tracking", "schema_version"):
             del document[key]
-        for key in ("engine", "zero_stage", "checkpoint_every", "keep_checkpoints", "log_every"):
+        for key in ("engine", "zero_stage", "offload", "checkpoint_every", "keep_checkpoints", "log_every"):
             del document["train"][key]
         del document["data"]["path"]  # the data's fingerprint is checked instead
         return document

@@ -61,6 +61,11 @@ class ShardedTable:
         self._touched = self._nothing()
         self._begin_rows(start)
 
+    @property
+    def vectors(self) -> int:
+        """Columns of a row that are the item's vector."""
+        return self._fetched.d
+
     def _begin_rows(self, start: Start) -> None:
         """The same rows at any world size: each block has a seed of its own."""
         for number in range(self.held.start // _BLOCK_ROWS, -(-self.held.stop // _BLOCK_ROWS)):

@@ -1,0 +1,63 @@
+"""An engine of the trunk and, beside it, a sharded item table: together one Engine."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from models import PackedBatch
+from pipeline.config import TrainConfig
+from pipeline.evaluate import Scorer, ShardedScorer
+from pipeline.train.engine import Engine, Piece, Read, clip_factor
+from pipeline.train.table.sharded import ShardedTable
+from pipeline.world import World
+
+
+class TableEngine:
+    """Rows come before a micro-batch, their gradients go after it; one norm clips both parts.
+
+    loss: the module that the trunk's engine trains, which also says what it draws and which items
+    it needs as classes.
+    """
+
+    def __init__(
+        self, trunk: Engine, loss: Any, table: ShardedTable, config: TrainConfig, world: World
+    ) -> None:
+        self.model, self.averaged = trunk.model, trunk.averaged
+        self._trunk, self._loss, self._table, self._world = trunk, loss, table, world
+        self._clip_norm = config.optimizer.clip_norm
+        self._masks = config.objective.masks
+
+    @property
+    def bytes_moved(self) -> int:
+        """Of rows and their gradients, to and from other ranks, since the start."""
+        return self._table.bytes_moved
+
+    def backward(self, batch: PackedBatch, step_targets: int, drawn: Any = None) -> torch.Tensor:
+        drawn = self._loss.draw(batch) if drawn is None else drawn
+        classes = self._loss.items(batch, drawn)
+        self._table.fetch(torch.cat([batch.items, classes]), training=True)
+        loss = self._trunk.backward(batch, step_targets, drawn)
+        self._table.collect()
+        return loss
+
+    def update(self, lr: float, beside: float = 0.0) -> float:
+        norm = self._trunk.update(lr, beside + self._table.squared_norm())
+        self._table.update(lr, clip_factor(norm, self._clip_norm))
+        return norm
+
+    def shapes(self) -> dict[str, torch.Size]:
+        return self._trunk.shapes() | self._table.shapes()
+
+    def export(self) -> list[tuple[Piece, torch.Tensor]]:
+        return self._trunk.export() + self._table.export()
+
+    def restore(self, read: Read, updates: int) -> None:
+        self._trunk.restore(read, updates)
+        self._table.restore(read, updates)
+
+    @contextmanager
+    def scoring(self) -> Iterator[Scorer]:
+        with self._trunk.scoring():
+            yield ShardedScorer(self.model, self._table, self._world, self._masks)
