@@ -10,13 +10,13 @@ from models.base import SequentialModel
 class FetchedRows(nn.Module):
     """Stands in for a model's embedding and bias: looks items up among the rows fetched for them.
 
-    hold: what was fetched, before every forward pass. ids: int64 ``[m]``, sorted, no item twice.
-    rows: ``[m, d]``, or ``[m, d + 1]`` where the last column is the item's bias.
+    num_embeddings: rows of the whole table, ``V + 1``.
     """
 
-    def __init__(self, d: int, biased: bool) -> None:
+    def __init__(self, num_embeddings: int, d: int, biased: bool) -> None:
         super().__init__()
-        self.d, self.biased = d, biased
+        self.num_embeddings, self.d, self.biased = num_embeddings, d, biased
+        self._dtype = torch.float32
         self._ids = torch.zeros(0, dtype=torch.int64)
         self._rows = torch.zeros(0, self.width)
 
@@ -26,12 +26,20 @@ class FetchedRows(nn.Module):
         return self.d + self.biased
 
     def hold(self, ids: torch.Tensor, rows: torch.Tensor) -> None:
-        """Answer from these rows from now on."""
+        """Answer from these rows from now on.
+
+        ids: int64 ``[m]``, sorted, no item twice. rows: fp32 ``[m, d]``, or ``[m, d + 1]`` where
+        the last column is the item's bias.
+        """
         self._ids, self._rows = ids, rows
+
+    def to_dtype(self, dtype: torch.dtype) -> None:
+        """Give the model its inputs in this dtype; their gradients are summed up in fp32."""
+        self._dtype = dtype
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """``[n]`` -> ``[n, d]``."""
-        return functional.embedding(self._places(items), self._rows[:, : self.d])
+        return functional.embedding(self._places(items), self._rows[:, : self.d]).to(self._dtype)
 
     def class_rows(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See ``SequentialModel.item_rows``."""
@@ -43,9 +51,10 @@ class FetchedRows(nn.Module):
         return torch.searchsorted(self._ids, items)
 
 
-def take_table_out(model: SequentialModel) -> FetchedRows:
+def take_table_out(model: SequentialModel, catalogue_size: int) -> FetchedRows:
     """Put rows to be fetched in the place of the model's own table and bias."""
-    fetched = FetchedRows(model.config.d, biased=model.item_bias is not None)
+    biased = model.item_bias is not None
+    fetched = FetchedRows(catalogue_size + 1, model.config.d, biased)
     model.item_embedding = fetched  # type: ignore[assignment]
     model.item_bias = None
     model.item_rows = fetched.class_rows  # type: ignore[method-assign]

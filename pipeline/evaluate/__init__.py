@@ -6,6 +6,7 @@ from pipeline.evaluate.metrics import MetricSums, user_metrics
 from pipeline.evaluate.protocol import Protocol, Result
 from pipeline.evaluate.ranking import Ranks, rank_targets, top_k
 from pipeline.evaluate.scores import DenseScores, Scores, TableScores
+from pipeline.evaluate.sharded import ShardedScorer
 
 __all__ = [
     "DenseScores",
@@ -18,6 +19,7 @@ __all__ = [
     "Result",
     "Scorer",
     "Scores",
+    "ShardedScorer",
     "TableScores",
     "evaluate",
     "popularity",

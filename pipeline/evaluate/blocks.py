@@ -138,6 +138,18 @@ NOBODY = PackedBatch(torch.zeros(1).long(), torch.tensor([0, 1]), torch.zeros(1)
 """Encoded where a worker has nobody, so that all encode equally often: sharded models need it."""
 
 
+def nobody(protocol: Protocol) -> Queries:
+    """What is asked where a worker has nobody and the others need it to rank theirs."""
+    nothing, bounds = torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    return Queries(
+        batch=NOBODY,
+        keys=np.zeros(0, np.int64),
+        targets=nothing,
+        offsets=bounds,
+        seen=None if protocol.seen == "none" else (nothing, bounds),
+    )
+
+
 def _targets(
     items: np.ndarray, first: np.ndarray, stop: np.ndarray, protocol: Protocol
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import torch
 
 from models.batch import PackedBatch
 from pipeline.errors import LonghaulError
-from pipeline.evaluate.blocks import NOBODY, Queries, plan_blocks, read_block
+from pipeline.evaluate.blocks import NOBODY, Queries, nobody, plan_blocks, read_block
 from pipeline.evaluate.metrics import MetricSums
 from pipeline.evaluate.protocol import Protocol, Result
 from pipeline.evaluate.ranking import Ranks, rank_targets, top_k
@@ -53,12 +53,12 @@ class ModelScorer:
 
     def score(self, batch: PackedBatch) -> TableScores:
         """See ``Scorer``."""
-        batch = (_with_gap(batch) if self._masks else batch).to(self._table.device)
+        batch = (with_gap(batch) if self._masks else batch).to(self._table.device)
         hidden = self._model.encode(batch)
         return TableScores(hidden[batch.offsets[1:] - 1].float(), self._table, self._bias)
 
 
-def _with_gap(batch: PackedBatch) -> PackedBatch:
+def with_gap(batch: PackedBatch) -> PackedBatch:
     """Token 0 after the last event of every segment."""
     segments = len(batch.offsets) - 1
     offsets = batch.offsets + torch.arange(segments + 1)
@@ -146,7 +146,7 @@ def evaluate(
                 for queries in batches:
                     calls += 1
                     scores = scorer.score(queries.batch)
-                    if len(queries.keys):
+                    if len(queries.keys) or scores.together:
                         tally.add(scores, queries)
                 done += block.users
                 if progress is not None:
@@ -154,7 +154,9 @@ def evaluate(
         except LonghaulError as error:
             failure = error
         for _ in range(longest - calls):
-            scorer.score(NOBODY)
+            scores = scorer.score(NOBODY)
+            if scores.together:
+                tally.add(scores, nobody(protocol))
     world.agree(failure)
     tally.merge(world)
     if tally.against.users == 0:

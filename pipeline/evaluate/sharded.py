@@ -2,7 +2,7 @@
 
 Every worker scores the queries of all against the rows it keeps. What it finds, counts of better
 items or lists of the best, adds up to what one worker with the whole table finds, to the last bit:
-a row stands in the same tile at the same place on however many workers.
+a row of the table, and a query, stand at the same place of a tile on however many workers.
 """
 
 from typing import Any, Protocol
@@ -12,29 +12,35 @@ import torch.distributed as dist
 
 from models.batch import PackedBatch
 from pipeline.evaluate.evaluate import with_gap
-from pipeline.evaluate.scores import TILES, Joined, Packed, TableScores
+from pipeline.evaluate.scores import TILES, TableScores
 from pipeline.world import World
 
 
 class Rows(Protocol):
-    """The part of a table that this worker keeps."""
+    """The part of a table that this worker keeps, of items ``held``.
 
-    rows: torch.Tensor  # ``[held, d]``, or ``[held, d + 1]`` with the biases last
+    rows: ``[held, vectors]``, or one more, the items' biases.
+    """
+
+    rows: torch.Tensor
     held: range
-    vectors: int  # d
+    vectors: int
 
     def fetch(self, items: torch.Tensor, training: bool) -> None:
         """Give the model the rows of ``items``; all workers call together."""
 
 
 class ShardedScorer:
-    """A model whose item table is dealt over the workers."""
+    """A model whose item table is dealt over the workers.
+
+    All workers score and rank together, so each does so as often as the others.
+    """
 
     def __init__(self, model: Any, table: Rows, world: World, masks: bool = False) -> None:
         self._model, self._table, self._world, self._masks = model, table, world, masks
 
     def score(self, batch: PackedBatch) -> "ShardedScores":
-        """See ``Scorer``; here ranking calls all workers together too."""
+        """See ``Scorer``."""
         batch = (with_gap(batch) if self._masks else batch).to(self._world.device)
         self._table.fetch(batch.items, training=False)
         hidden = self._model.encode(batch)
@@ -42,24 +48,40 @@ class ShardedScorer:
 
 
 class ShardedScores(TableScores):
-    """The queries of all workers against the rows of this one; the rest of its tiles is zero."""
+    """The queries of all workers against the rows of this one."""
 
     together = True
 
     def __init__(self, hidden: torch.Tensor, table: Rows, world: World) -> None:
         self._world = world
-        counts = world.gather(len(hidden))
-        everyone = _gathered(hidden, counts)
-        own = sum(counts[: world.rank])
-        self.own = slice(own, own + len(hidden))
+        queries, width = TILES[hidden.device.type]
+        # Whole tiles for each worker: where a query stands in one is the same without the others.
+        room = -(-max(world.gather(len(hidden))) // queries) * queries
+        mine = hidden.new_zeros(room, hidden.shape[1])
+        mine[: len(hidden)] = hidden
+        everyone = [torch.empty_like(mine) for _ in range(world.world_size)]
+        if world.world_size == 1:
+            everyone = [mine]
+        else:
+            dist.all_gather(everyone, mine)
         d = table.vectors
-        biases = table.rows[:, d] if table.rows.shape[1] > d else None
-        columns = world.gather(table.held.stop)[-1]
-        super().__init__(everyone, table.rows[:, :d], biases, held=table.held, columns=columns)
-        width = TILES[hidden.device.type][1]
+        super().__init__(
+            torch.cat(everyone),
+            table.rows[:, :d],
+            table.rows[:, d] if table.rows.shape[1] > d else None,
+        )
+        self.own = slice(world.rank * room, world.rank * room + len(hidden))
+        self.columns, self.held = world.gather(table.held.stop)[-1], table.held
         self.tiles = range(table.held.start // width, -(-table.held.stop // width))
         if not len(table.held):
             self.tiles = range(0)
+
+    def guess(self, q: int, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """See ``Scores``."""
+        found = self._hidden.new_zeros(len(at))
+        here = (targets >= self.held.start) & (targets < self.held.stop)
+        found[here] = super().guess(q, at[here], targets[here])
+        return found
 
     def everyone(self, value: Any) -> list[Any]:
         """See ``Scores``."""
@@ -70,17 +92,3 @@ class ShardedScores(TableScores):
         if self._world.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
-
-    def join(self, packed: Packed) -> Packed:
-        """See ``Scores``."""
-        return Joined.of(self._world.gather(packed))
-
-
-def _gathered(hidden: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    if len(counts) == 1:
-        return hidden
-    mine = hidden.new_zeros(max(counts), hidden.shape[1])
-    mine[: len(hidden)] = hidden
-    parts = [torch.empty_like(mine) for _ in counts]
-    dist.all_gather(parts, mine)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

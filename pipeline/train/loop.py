@@ -291,8 +291,10 @@ class Training:
         config = self.recipe.train.validation
         assert config is not None
         began = time.perf_counter()
-        with self.engine.scoring():
-            metrics = validate(self.dataset, self.engine.model, self.recipe, self.world)
+        with self.engine.scoring() as scorer:
+            # Before ranking: a forward pass of ZeRO 3 lets the weights go again.
+            told = self.engine.model.diagnostics()
+            metrics = validate(self.dataset, scorer, self.recipe, self.world)
         if config.metric not in metrics:
             raise LonghaulError(
                 f"train.validation.metric {config.metric!r} is not computed; there are: "
@@ -310,7 +312,7 @@ class Training:
             }
         )
         record = {f"validation/{name}": value for name, value in metrics.items()}
-        record |= {f"model/{k}": v for k, v in self.engine.model.diagnostics().items()}
+        record |= {f"model/{name}": value for name, value in told.items()}
         self._log({"step": self.state.step, **record, "seconds": time.perf_counter() - began})
         self._tally.paused(time.perf_counter() - began)
         return improved
