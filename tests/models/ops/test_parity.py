@@ -14,6 +14,7 @@ from models.ops.linear_attention import reference as linear_attention
 from models.ops.norm import reference as norm
 from models.ops.prefix_sum import reference as prefix_sum
 from models.ops.recurrence import reference as recurrence
+from models.ops.sampled import reference as sampled
 from models.ops.softmax import reference as softmax
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -308,6 +309,85 @@ def test_full_softmax_loss_shows_what_is_not_a_number():
     table[3, 2] = float("nan")
     loss = ops.full_softmax_loss(normal(5, 8), table, None, torch.arange(5, 10))
     assert loss.isnan()
+
+
+# Tokens, width, rows, negatives, tokens of a block.
+SAMPLED = [(1, 3, 2, 1, 1), (97, 64, 33, 20, 97), (250, 20, 500, 300, 110), (400, 33, 90, 50, 1000)]
+
+
+def sampled_inputs(shape, dtype, with_bias):
+    """hidden, rows and bias; targets of which some are none and some among the negatives of their
+    block, which name some rows twice; weights of the negatives."""
+    tokens, width, classes, count, block = shape
+    targets = torch.arange(tokens) * 7 % (classes + 1) - 1
+    generator = torch.Generator().manual_seed(1)
+    blocks = -(-tokens // block)
+    negatives = torch.randint(classes, (blocks, count), generator=generator)
+    weights = torch.randn(blocks, count, generator=generator)
+    inputs = [normal(tokens, width, dtype=dtype), normal(classes, width, dtype=dtype)]
+    if with_bias:
+        inputs.append(normal(classes, dtype=dtype))
+    return inputs, targets, negatives, weights
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("shape", SAMPLED)
+def test_sampled_softmax_loss(shape, with_bias, dtype):
+    inputs, *rest = sampled_inputs(shape, dtype, with_bias)
+    assert_matches(
+        lambda h, w, b=None: ops.sampled_softmax_loss(h, w, b, *rest, shape[-1]),
+        lambda h, w, b=None: sampled.softmax(h, w, b, *rest, shape[-1]),
+        inputs,
+        slack=2,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("shape", SAMPLED)
+def test_sampled_binary_loss(shape, with_bias, dtype):
+    inputs, targets, negatives, _ = sampled_inputs(shape, dtype, with_bias)
+    assert_matches(
+        lambda h, w, b=None: ops.sampled_binary_loss(h, w, b, targets, negatives, 0.3, shape[-1]),
+        lambda h, w, b=None: sampled.binary(h, w, b, targets, negatives, 0.3, shape[-1]),
+        inputs,
+        slack=2,
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_sampled_losses_are_accurate_for_sharp_logits(scale):
+    inputs, targets, negatives, weights = sampled_inputs((250, 20, 500, 300, 110), torch.float32, 1)
+    inputs[0] *= scale
+    wide = [tensor.double() for tensor in inputs]
+    found = ops.sampled_softmax_loss(*inputs, targets, negatives, weights, 110)
+    want = sampled.softmax(*wide, targets, negatives, weights, 110)
+    assert abs(found - want) < 1e-6 * want
+    found = ops.sampled_binary_loss(*inputs, targets, negatives, 0.3, 110)
+    want = sampled.binary(*wide, targets, negatives, 0.3, 110)
+    assert abs(found - want) < 1e-6 * want
+
+
+def test_sampled_losses_without_any_target():
+    inputs = [normal(4, 8), normal(0, 8), normal(0)]
+    targets, negatives = torch.full((4,), -1), torch.zeros(0, 3, dtype=torch.int64)
+    losses = [
+        lambda *x: ops.sampled_softmax_loss(*x, targets, negatives, negatives.float(), 4),
+        lambda *x: ops.sampled_binary_loss(*x, targets, negatives, 1.0, 4),
+    ]
+    for loss in losses:
+        assert all((output == 0).all() for output in evaluate(loss, inputs))
+
+
+def test_sampled_losses_show_what_is_not_a_number():
+    rows = normal(50, 8)
+    rows[3, 2] = float("nan")
+    targets, negatives = torch.arange(5, 10), torch.tensor([[1, 3]])
+    weights = torch.zeros(1, 2)
+    hidden = normal(5, 8)
+    assert ops.sampled_softmax_loss(hidden, rows, None, targets, negatives, weights, 5).isnan()
+    assert ops.sampled_binary_loss(hidden, rows, None, targets, negatives, 1.0, 5).isnan()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
