@@ -26,6 +26,7 @@ from pydantic import (
 
 import models
 from models import ModelConfig, sizes
+from models.losses import LossConfig
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.evaluate import Protocol
@@ -95,6 +96,7 @@ class TrainConfig(_Part):
     steps: int = Field(ge=1, description="optimizer steps at most")
     seed: int = Field(0, ge=0, description="of weights, order, masks, dropout and negatives")
     objective: Objective = Objective()
+    loss: LossConfig = LossConfig()
     engine: Literal["deepspeed", "torch"] = Field(
         "deepspeed", description="torch: plain replicas, for debugging and single devices"
     )
@@ -269,7 +271,14 @@ class Recipe(_Part):
         document = self.model_dump(mode="json")
         for key in ("runs", "placement", "reading", "tracking", "schema_version"):
             del document[key]
-        for key in ("engine", "zero_stage", "offload", "checkpoint_every", "keep_checkpoints", "log_every"):
+        for key in (
+            "engine",
+            "zero_stage",
+            "offload",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+        ):
             del document["train"][key]
         del document["data"]["path"]  # the data's fingerprint is checked instead
         return document

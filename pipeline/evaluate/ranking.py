@@ -194,8 +194,8 @@ def top_k(
     if not items:
         empty = torch.zeros(0, k, dtype=scores.dtype, device=scores.device)
         return empty.long(), empty
-    lists = torch.cat(items), torch.cat(values)
-    return _best_of(scores, lists) if scores.together else lists
+    found = torch.cat(items), torch.cat(values)
+    return _best_of(scores, found) if scores.together else found
 
 
 def _best_of(
@@ -259,7 +259,7 @@ class _Lists:
         return self._kept, self._best
 
     def _sort(self) -> None:
-        queries, k = self._kept.shape
+        k = self._kept.shape[1]
         own = self._rows.repeat_interleave(k), self._kept.flatten(), self._best.flatten()
         rows, ids, values = (torch.cat(parts) for parts in zip(own, *self._found, strict=True))
         # Stable sorts, by score and then by row: equal scores stay in the order of ids.

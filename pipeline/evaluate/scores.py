@@ -143,7 +143,7 @@ class DenseScores(LocalScores):
     """
 
     def __init__(self, scores: torch.Tensor) -> None:
-        super().__init__(*scores.shape, scores.device)
+        super().__init__(len(scores), scores.shape[1], scores.device)
         self.dtype = scores.dtype
         self._scores = scores
         self._tile = scores.new_empty(self.shape)

@@ -24,7 +24,10 @@ class Rows(Protocol):
 
     rows: torch.Tensor
     held: range
-    vectors: int
+
+    @property
+    def vectors(self) -> int:
+        """Columns that are the item's vector."""
 
     def fetch(self, items: torch.Tensor, training: bool) -> None:
         """Give the model the rows of ``items``; all workers call together."""

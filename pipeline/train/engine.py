@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from models import PackedBatch, SequentialModel
+from models.losses import Drawn, Loss
 from pipeline.config import TrainConfig
 from pipeline.evaluate import ModelScorer, Scorer
 from pipeline.train.optimizer import build_optimizer
@@ -42,18 +43,16 @@ class Read(Protocol):
 
 
 class Engine(Protocol):
-    """One rank's part of the training of ``model``.
-
-    averaged: by what the sum of the ranks' gradients is divided, for which losses are scaled up.
-    """
+    """One rank's part of the training of ``model``."""
 
     model: SequentialModel
-    averaged: int
 
-    def backward(self, batch: PackedBatch, step_targets: int, drawn: Any = None) -> torch.Tensor:
+    def backward(
+        self, batch: PackedBatch, step_targets: int, drawn: Drawn | None = None
+    ) -> torch.Tensor:
         """Add the gradient of one micro-batch; its loss sum, fp32 ``[]``, on the device.
 
-        drawn: what the loss is to take at random, where that was drawn before.
+        drawn: the loss's negatives, where they were drawn before.
         """
 
     def update(self, lr: float, beside: float = 0.0) -> float:
@@ -82,15 +81,10 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """Replicas: gradients are summed over the ranks, every rank applies the same update.
-
-    loss: a module around the model, from a batch to the sum of its loss.
-    """
-
-    averaged = 1
+    """Replicas: gradients are summed over the ranks, every rank applies the same update."""
 
     def __init__(
-        self, model: SequentialModel, loss: nn.Module, config: TrainConfig, world: World
+        self, model: SequentialModel, loss: Loss, config: TrainConfig, world: World
     ) -> None:
         self.model = model.to(world.device)
         self._loss = loss.to(world.device).train()
@@ -101,7 +95,10 @@ class TorchEngine:
         self._masks = config.objective.masks
         self._autocast = config.precision == "autocast"
 
-    def backward(self, batch: PackedBatch, step_targets: int, drawn: Any = None) -> torch.Tensor:
+    def backward(
+        self, batch: PackedBatch, step_targets: int, drawn: Drawn | None = None
+    ) -> torch.Tensor:
+        drawn = drawn or self._loss.draw(batch)
         with torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._autocast):
             loss: torch.Tensor = self._loss(batch.to(self._world.device), drawn)
         (loss / step_targets).backward()

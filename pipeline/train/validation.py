@@ -6,9 +6,7 @@ from pipeline.manifest import Dataset
 from pipeline.world import World
 
 
-def validate(
-    dataset: Dataset, scorer: Scorer, recipe: Recipe, world: World
-) -> dict[str, float]:
+def validate(dataset: Dataset, scorer: Scorer, recipe: Recipe, world: World) -> dict[str, float]:
     """Metrics of the validation split by name, equal on all ranks."""
     config = recipe.train.validation
     assert config is not None

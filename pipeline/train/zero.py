@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from models import PackedBatch, SequentialModel
+from models.losses import Drawn, Loss
 from pipeline.config import TrainConfig
 from pipeline.evaluate import ModelScorer, Scorer
 from pipeline.train.engine import (
@@ -35,11 +35,11 @@ class DeepSpeedEngine:
     """DeepSpeed averages over ranks and micro-batches; the scale of the losses undoes it."""
 
     def __init__(
-        self, model: SequentialModel, loss: nn.Module, config: TrainConfig, world: World, micro: int
+        self, model: SequentialModel, loss: Loss, config: TrainConfig, world: World, micro: int
     ) -> None:
         deepspeed = _import_deepspeed(world.device)
         self.model = model.to(world.device)
-        self.averaged = world.world_size
+        self._loss = loss
         self._world = world
         self._shapes = {name: p.shape for name, p in model.named_parameters()}
         self._stage = config.zero_stage
@@ -57,7 +57,10 @@ class DeepSpeedEngine:
             _count_beside(self._optimizer, lambda: self._beside)
         self._engine.train()
 
-    def backward(self, batch: PackedBatch, step_targets: int, drawn: Any = None) -> torch.Tensor:
+    def backward(
+        self, batch: PackedBatch, step_targets: int, drawn: Drawn | None = None
+    ) -> torch.Tensor:
+        drawn = drawn or self._loss.draw(batch)
         loss: torch.Tensor = self._engine(batch.to(self._world.device), drawn)
         self._engine.backward(loss * (self._average / step_targets))
         if not self._engine.is_gradient_accumulation_boundary():
@@ -227,5 +230,3 @@ def _create_moments(zero: Any) -> None:
         }
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
         zero._lazy_init_hp_params_optimizer_state()
-
-

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from models import PackedBatch
+from models.losses import Drawn, Loss
 from pipeline.config import TrainConfig
 from pipeline.evaluate import Scorer, ShardedScorer
 from pipeline.train.engine import Engine, Piece, Read, clip_factor
@@ -17,14 +17,13 @@ from pipeline.world import World
 class TableEngine:
     """Rows come before a micro-batch, their gradients go after it; one norm clips both parts.
 
-    loss: the module that the trunk's engine trains, which also says what it draws and which items
-    it needs as classes.
+    loss: what the trunk's engine trains.
     """
 
     def __init__(
-        self, trunk: Engine, loss: Any, table: ShardedTable, config: TrainConfig, world: World
+        self, trunk: Engine, loss: Loss, table: ShardedTable, config: TrainConfig, world: World
     ) -> None:
-        self.model, self.averaged = trunk.model, trunk.averaged
+        self.model = trunk.model
         self._trunk, self._loss, self._table, self._world = trunk, loss, table, world
         self._clip_norm = config.optimizer.clip_norm
         self._masks = config.objective.masks
@@ -34,8 +33,10 @@ class TableEngine:
         """Of rows and their gradients, to and from other ranks, since the start."""
         return self._table.bytes_moved
 
-    def backward(self, batch: PackedBatch, step_targets: int, drawn: Any = None) -> torch.Tensor:
-        drawn = self._loss.draw(batch) if drawn is None else drawn
+    def backward(
+        self, batch: PackedBatch, step_targets: int, drawn: Drawn | None = None
+    ) -> torch.Tensor:
+        drawn = drawn or self._loss.draw(batch)
         classes = self._loss.items(batch, drawn)
         self._table.fetch(torch.cat([batch.items, classes]), training=True)
         loss = self._trunk.backward(batch, step_targets, drawn)

@@ -57,7 +57,7 @@ class Exchange:
         return fetched
 
     def give_back(self, gradients: torch.Tensor) -> torch.Tensor:
-        """Gradients of the rows fetched, ``[m, w]``, to who keeps them: ``[a, w]``, by ``asked``."""
+        """Gradients ``[m, w]`` of the rows fetched, to who keeps them: ``[a, w]``, by ``asked``."""
         if self._world.world_size == 1:
             return gradients
         received = gradients.new_empty(len(self.asked), gradients.shape[1])
@@ -70,4 +70,4 @@ class Exchange:
             return 0
         rank = self._world.rank
         rows = sum(self._wanted) - self._wanted[rank] + sum(self._given) - self._given[rank]
-        return rows * (8 + 2 * row_bytes)
+        return int(rows * (8 + 2 * row_bytes))

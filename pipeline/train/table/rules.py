@@ -13,7 +13,7 @@ import torch
 from pipeline.config import OptimizerConfig
 
 State = dict[str, torch.Tensor]
-"""Of the rows kept: ``exp_avg``, ``exp_avg_sq`` ``[R, w]`` or ``[R]``, ``updates`` ``[R]``; fp32."""
+"""fp32, of ``R`` rows: ``exp_avg`` ``[R, w]``, ``exp_avg_sq`` so or ``[R]``, ``updates`` ``[R]``."""
 
 
 class Rule:
@@ -38,9 +38,7 @@ class Rule:
             return {"exp_avg_sq": (rows,)}
         return {"exp_avg": (rows, width), "exp_avg_sq": (rows, width), "updates": (rows,)}
 
-    def update(
-        self, rows: torch.Tensor, state: State, gradients: torch.Tensor, lr: float
-    ) -> None:
+    def update(self, rows: torch.Tensor, state: State, gradients: torch.Tensor, lr: float) -> None:
         """Update ``[n, w]`` rows and their state by their gradients."""
         rows[:, : self._decayed].mul_(1 - lr * self._config.weight_decay)
         self._apply(rows, state, gradients, lr)

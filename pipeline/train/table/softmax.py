@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from models.base import SequentialModel
 from models.batch import PackedBatch
+from models.losses import Drawn, Loss
 from pipeline.train.table.sharded import ShardedTable
 from pipeline.world import World
 
@@ -19,22 +19,18 @@ _TILE_FLOATS = 8 << 20  # scores held at a time
 _LEAST_ROWS = 64
 
 
-class ShardedFullSoftmax(nn.Module):
+class ShardedFullSoftmax(Loss):
     """Cross-entropy over the whole catalogue; all ranks call it at the same micro-batch."""
 
     def __init__(self, model: SequentialModel, table: ShardedTable, world: World) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self._table, self._world = table, world
 
-    def draw(self, batch: PackedBatch) -> None:
-        """Nothing is random."""
-
-    def items(self, batch: PackedBatch, drawn: None) -> torch.Tensor:
-        """No rows are fetched for the classes."""
+    def items(self, batch: PackedBatch, drawn: Drawn | None) -> torch.Tensor:
+        """None: the classes' rows stay where they are."""
         return batch.items[:0]
 
-    def forward(self, batch: PackedBatch, drawn: None = None) -> torch.Tensor:
+    def forward(self, batch: PackedBatch, drawn: Drawn | None = None) -> torch.Tensor:
         """The SUM of the loss over this rank's targets, fp32 ``[]``."""
         hidden = self.model.encode(batch)
         asked = batch.target_mask
@@ -128,9 +124,7 @@ def _tiles(table: ShardedTable, tokens: int) -> Any:
         yield rows[:, :d].contiguous(), rows[:, d] if rows.shape[1] > d else None, first
 
 
-def _scores(
-    hidden: torch.Tensor, rows: torch.Tensor, biases: torch.Tensor | None
-) -> torch.Tensor:
+def _scores(hidden: torch.Tensor, rows: torch.Tensor, biases: torch.Tensor | None) -> torch.Tensor:
     if biases is None:
         return hidden @ rows.T
     return torch.addmm(biases, hidden, rows.T)
