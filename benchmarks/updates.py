@@ -10,6 +10,7 @@ from pipeline.config import Recipe
 from pipeline.manifest import Dataset
 from pipeline.stream.stream import Stream
 from pipeline.train.engine import TorchEngine
+from pipeline.train.loss import loss_of
 from pipeline.world import World
 
 
@@ -41,7 +42,9 @@ def updates(recipe: Recipe, dataset: Dataset) -> Iterator[int]:
     """One update an iteration; its number of targets. Goes on for ever."""
     stream = stream_of(recipe, dataset)
     model = build(recipe.model, dataset.manifest.catalogue_size)
-    engine = TorchEngine(model, recipe.train, World(0, 1, torch.device("cpu")))
+    world = World(0, 1, torch.device("cpu"))
+    loss = loss_of(model, recipe.train.loss, dataset, world)
+    engine = TorchEngine(model, loss, recipe.train, world)
     epoch = 0
     while True:
         step = stream.next_step()

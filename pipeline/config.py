@@ -26,6 +26,7 @@ from pydantic import (
 
 import models
 from models import ModelConfig, sizes
+from models.losses import LossConfig
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.evaluate import Protocol
@@ -94,6 +95,7 @@ class TrainConfig(_Part):
     steps: int = Field(ge=1, description="optimizer steps at most")
     seed: int = Field(0, ge=0, description="of weights, order, masks, dropout and negatives")
     objective: Objective = Objective()
+    loss: LossConfig = LossConfig()
     engine: Literal["deepspeed", "torch"] = Field(
         "deepspeed", description="torch: plain replicas, for debugging and single devices"
     )

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from models import PackedBatch, SequentialModel
-from models.losses import FullSoftmax
+from models.losses import Loss
 from pipeline.config import TrainConfig
 from pipeline.train.optimizer import build_optimizer
 from pipeline.world import World
@@ -68,19 +68,23 @@ class Engine(Protocol):
         """A context in which ``model`` is whole and in eval mode; all ranks enter it."""
 
 
-def build_engine(model: SequentialModel, config: TrainConfig, world: World, micro: int) -> Engine:
-    """The engine of the recipe; ``micro`` is the number of micro-batches a rank runs a step."""
+def build_engine(
+    model: SequentialModel, loss: Loss, config: TrainConfig, world: World, micro: int
+) -> Engine:
+    """The engine of the recipe. loss: around ``model``. micro: micro-batches a rank runs a step."""
     if config.engine == "torch":
-        return TorchEngine(model, config, world)
-    return DeepSpeedEngine(model, config, world, micro)
+        return TorchEngine(model, loss, config, world)
+    return DeepSpeedEngine(model, loss, config, world, micro)
 
 
 class TorchEngine:
     """Replicas: gradients are summed over the ranks, every rank applies the same update."""
 
-    def __init__(self, model: SequentialModel, config: TrainConfig, world: World) -> None:
+    def __init__(
+        self, model: SequentialModel, loss: Loss, config: TrainConfig, world: World
+    ) -> None:
         self.model = model.to(world.device)
-        self._loss = FullSoftmax(self.model).train()
+        self._loss = loss.train()
         self._parameters = list(self.model.parameters())
         self._optimizer = build_optimizer(self.model, config.optimizer)
         self._clip_norm = config.optimizer.clip_norm
@@ -88,8 +92,10 @@ class TorchEngine:
         self._autocast = config.precision == "autocast"
 
     def backward(self, batch: PackedBatch, step_targets: int) -> torch.Tensor:
-        with torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._autocast):
-            loss: torch.Tensor = self._loss(batch.to(self._world.device))
+        device = self._world.device
+        drawn = self._loss.draw(batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
+            loss: torch.Tensor = self._loss(batch.to(device), drawn)
         (loss / step_targets).backward()
         return loss.detach()
 
@@ -129,17 +135,18 @@ class DeepSpeedEngine:
     """ZeRO stages 0 to 3. DeepSpeed averages over ranks and micro-batches; the scale undoes it."""
 
     def __init__(
-        self, model: SequentialModel, config: TrainConfig, world: World, micro: int
+        self, model: SequentialModel, loss: Loss, config: TrainConfig, world: World, micro: int
     ) -> None:
         deepspeed = _import_deepspeed(world.device)
         self.model = model.to(world.device)
+        self._loss = loss
         self._world = world
         self._shapes = {name: p.shape for name, p in model.named_parameters()}
         self._stage = config.zero_stage
         self._clip_norm = config.optimizer.clip_norm
         self._average = micro * world.world_size
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=FullSoftmax(self.model),
+            model=loss,
             optimizer=build_optimizer(self.model, config.optimizer),
             config=_deepspeed_config(config, world.world_size, micro),
         )
@@ -148,7 +155,8 @@ class DeepSpeedEngine:
         self._engine.train()
 
     def backward(self, batch: PackedBatch, step_targets: int) -> torch.Tensor:
-        loss: torch.Tensor = self._engine(batch.to(self._world.device))
+        drawn = self._loss.draw(batch)
+        loss: torch.Tensor = self._engine(batch.to(self._world.device), drawn)
         self._engine.backward(loss * (self._average / step_targets))
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()

@@ -26,6 +26,7 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Best, Checkpoint, DataState, TrainState
 from pipeline.train.engine import Engine, build_engine
+from pipeline.train.loss import loss_of
 from pipeline.train.node_load import NodeLoad
 from pipeline.train.optimizer import learning_rate
 from pipeline.train.plan import Plan, Tally
@@ -110,6 +111,7 @@ class Training:
         torch.manual_seed(config.seed)
         items = self.dataset.manifest.catalogue_size
         model = models.build(recipe.model, items)
+        loss = loss_of(model, config.loss, self.dataset, world)
         micro = micro_steps(world.world_size, recipe.data.lanes)
         self.stream = Stream(
             self.dataset,
@@ -120,7 +122,7 @@ class Training:
             objective=config.objective,
             reading=recipe.reading,
         )
-        self.engine: Engine = build_engine(model, config, world, micro)
+        self.engine: Engine = build_engine(model, loss, config, world, micro)
         self.saver = Saver(recipe, items, world, attempt)
         self.state = self._resume(skipped)
         self._tally = Tally(world.device)
