@@ -74,10 +74,10 @@ class Engine(Protocol):
         """Take over what this rank needs of a state after ``updates`` optimizer updates."""
 
     def scoring(self) -> Any:
-        """A context in which ``model`` is whole and in eval mode, and its Scorer is given.
+        """A context in which ``model`` is whole and in eval mode; all ranks enter it."""
 
-        All ranks enter it.
-        """
+    def scorer(self) -> Scorer:
+        """The model as evaluation asks it, inside ``scoring``."""
 
 
 class TorchEngine:
@@ -124,11 +124,14 @@ class TorchEngine:
         restore_replica(self.model, self._optimizer, read, updates)
 
     @contextmanager
-    def scoring(self) -> Iterator[Scorer]:
+    def scoring(self) -> Iterator[None]:
         self.model.eval()
         with torch.no_grad():
-            yield ModelScorer(self.model, self._masks)
+            yield
         self._loss.train()
+
+    def scorer(self) -> Scorer:
+        return ModelScorer(self.model, self._masks)
 
 
 def sum_over_ranks(gradients: Sequence[torch.Tensor]) -> None:

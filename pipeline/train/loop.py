@@ -286,10 +286,10 @@ class Training:
         config = self.recipe.train.validation
         assert config is not None
         began = time.perf_counter()
-        with self.engine.scoring() as scorer:
+        with self.engine.scoring():
             # Before ranking: a forward pass of ZeRO 3 lets the weights go again.
             told = self.engine.model.diagnostics()
-            metrics = validate(self.dataset, scorer, self.recipe, self.world)
+            metrics = validate(self.dataset, self.engine.scorer(), self.recipe, self.world)
         if config.metric not in metrics:
             raise LonghaulError(
                 f"train.validation.metric {config.metric!r} is not computed; there are: "

@@ -131,14 +131,17 @@ class DeepSpeedEngine:
         return begin, {kind: tensor.data.view(-1) for kind, tensor in held.items()}
 
     @contextmanager
-    def scoring(self) -> Iterator[Scorer]:
+    def scoring(self) -> Iterator[None]:
         import deepspeed
 
         sharded = list(self.model.parameters()) if self._stage == 3 else []
         self.model.eval()
         with torch.no_grad(), deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
-            yield ModelScorer(self.model, self._masks)
+            yield
         self._engine.train()
+
+    def scorer(self) -> Scorer:
+        return ModelScorer(self.model, self._masks)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

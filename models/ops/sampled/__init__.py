@@ -39,8 +39,8 @@ def sampled_softmax_loss(
         raise ValueError(f"log_weights must be {list(negatives.shape)}, as negatives")
     if nothing_to_train(targets):
         return nothing(hidden, rows, bias)
-    form = cpu if extension.serves(hidden, rows, bias) else eager
-    return form.softmax(hidden, rows, bias, targets, negatives, log_weights, block_tokens)
+    compute = cpu.softmax if extension.serves(hidden, rows, bias) else eager.softmax
+    return compute(hidden, rows, bias, targets, negatives, log_weights, block_tokens)
 
 
 def sampled_binary_loss(
@@ -62,8 +62,8 @@ def sampled_binary_loss(
     check(hidden, rows, bias, targets, negatives, block_tokens)
     if nothing_to_train(targets):
         return nothing(hidden, rows, bias)
-    form = cpu if extension.serves(hidden, rows, bias) else eager
-    return form.binary(hidden, rows, bias, targets, negatives, positive, block_tokens)
+    compute = cpu.binary if extension.serves(hidden, rows, bias) else eager.binary
+    return compute(hidden, rows, bias, targets, negatives, positive, block_tokens)
 
 
 def nothing_to_train(targets: torch.Tensor) -> bool:

@@ -54,10 +54,10 @@ class Loss(torch.autograd.Function):
     ) -> torch.Tensor:
         hidden, rows, targets = hidden.contiguous(), rows.contiguous(), targets.contiguous()
         bias = None if bias is None else bias.contiguous()
-        gradients = None
+        gradients: Gradients | None = None
         if train:
-            shapes = hidden, rows, rows[:, 0]
-            gradients = tuple(torch.zeros_like(shape.contiguous()) for shape in shapes)
+            zeros = rows.new_zeros(len(rows))
+            gradients = torch.zeros_like(hidden), torch.zeros_like(rows), zeros
             ctx.save_for_backward(*gradients)
         return make(hidden, rows, bias, targets, gradients)
 

@@ -1,7 +1,6 @@
 """An engine of the trunk and, beside it, a sharded item table: together one Engine."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -38,7 +37,9 @@ class TableEngine:
     ) -> torch.Tensor:
         drawn = drawn or self._loss.draw(batch)
         classes = self._loss.items(batch, drawn)
-        self._table.fetch(torch.cat([batch.items, classes]), training=True)
+        live = bool(batch.target_mask.any())
+        items = torch.cat([batch.items, classes]) if live else classes[:0]
+        self._table.fetch(items, training=True)
         loss = self._trunk.backward(batch, step_targets, drawn)
         self._table.collect()
         return loss
@@ -58,7 +59,8 @@ class TableEngine:
         self._trunk.restore(read, updates)
         self._table.restore(read, updates)
 
-    @contextmanager
-    def scoring(self) -> Iterator[Scorer]:
-        with self._trunk.scoring():
-            yield ShardedScorer(self.model, self._table, self._world, self._masks)
+    def scoring(self) -> Any:
+        return self._trunk.scoring()
+
+    def scorer(self) -> Scorer:
+        return ShardedScorer(self.model, self._table, self._world, self._masks)

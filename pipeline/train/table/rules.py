@@ -13,7 +13,7 @@ import torch
 from pipeline.config import OptimizerConfig
 
 State = dict[str, torch.Tensor]
-"""fp32, of ``R`` rows: ``exp_avg`` ``[R, w]``, ``exp_avg_sq`` so or ``[R]``, ``updates`` ``[R]``."""
+"""Of ``R`` rows, fp32: ``exp_avg``, ``exp_avg_sq`` ``[R, w]`` or ``[R]``, ``updates`` ``[R]``."""
 
 
 class Rule:

@@ -78,11 +78,18 @@ class ShardedTable:
             self.rows[low - self.held.start : high - self.held.start, : self._fetched.d] = part
 
     def fetch(self, items: torch.Tensor, training: bool) -> None:
-        """Have the rows of ``items`` (int64 ``[n]``) at hand in the model until the next fetch."""
+        """Have the rows of ``items`` (int64 ``[n]``) at hand in the model until the next fetch.
+
+        Without any, the model finds zeros for item 0: what a dead micro-batch looks up is touched
+        by nobody.
+        """
         ids = torch.unique(items.to(self._world.device))
         self._exchange = Exchange(ids, self.deal, self._world)
         self._leaf = self._exchange.fetch(self.rows).float().requires_grad_(training)
-        self._fetched.hold(ids, self._leaf)
+        if len(ids):
+            self._fetched.hold(ids, self._leaf)
+        else:
+            self._fetched.hold(ids.new_zeros(1), self._leaf.new_zeros(1, self._leaf.shape[1]))
         if training:
             size = self.rows.element_size() * self.rows.shape[1]
             self.bytes_moved += self._exchange.bytes_moved(size)

@@ -24,6 +24,8 @@ from tests.train.runs import (
     train_here,
 )
 
+# With the usual epsilon AdamW turns the rounding of a tiny gradient into a step of its own.
+STEADY = {"lr": 0.01, "clip_norm": 0.5, "eps": 1e-4}
 SAMPLED = {"train__loss": {"name": "sampled_softmax", "uniform": 12, "batch": 4}}
 TABLES: dict[str, dict[str, Any]] = {
     "adam": {"home": "sharded"},
@@ -154,37 +156,40 @@ def test_stopped_and_resumed_is_bit_equal(
 def test_the_same_steps_at_every_world_size(
     small_set: Dataset, tmp_path: Path, table: str, loss: dict[str, Any], engine: str, stage: int
 ) -> None:
-    runs = {}
-    for workers in (1, 2, 3):
-        runs[workers] = recipe(
+    """Three lanes alone and on two workers, one of which has a dead micro-batch a step."""
+    alone, two = (
+        recipe(
             small_set,
             tmp_path,
-            f"world-{workers}",
+            name,
             train__engine=engine,
             train__zero_stage=stage,
             train__steps=6,
             train__table=TABLES[table],
             train__validation={"every": 3},
+            train__optimizer=STEADY,
             **loss,
         )
-        ended = train_apart(runs[workers], tmp_path, workers)
-        assert ended.returncode == 0, ended.stderr
-    for workers in (2, 3):
-        assert digests(runs[workers]) == digests(runs[1])
-        assert_close(final_tensors(runs[workers]), final_tensors(runs[1]), atol=5e-6)
-        told = [
-            [r["validation/mean_rank"] for r in records(run) if "validation/mean_rank" in r]
-            for run in (runs[1], runs[workers])
-        ]
-        assert len(told[0]) == 2
-        assert told[0] == pytest.approx(told[1], rel=1e-3)
+        for name in ("alone", "two")
+    )
+    train_here(alone)
+    ended = train_apart(two, tmp_path, workers=2)
+    assert ended.returncode == 0, ended.stderr
+    assert digests(two) == digests(alone)
+    assert_close(final_tensors(two), final_tensors(alone), atol=5e-6)
+    told = [
+        [r["validation/mean_rank"] for r in records(run) if "validation/mean_rank" in r]
+        for run in (alone, two)
+    ]
+    assert len(told[0]) == 2
+    assert told[0] == pytest.approx(told[1], rel=1e-3)
 
 
 def test_a_run_goes_on_at_another_world_size(small_set: Dataset, tmp_path: Path) -> None:
-    changes = {"train__table": TABLES["adam"], "train__checkpoint_every": 3, **SAMPLED}
+    changes = {"train__table": TABLES["adam"], "train__optimizer": STEADY, **SAMPLED}
     whole = recipe(small_set, tmp_path, "whole", train__steps=9, **changes)
     train_here(whole)
-    for workers, steps in ((2, 3), (3, 6), (1, 9)):
+    for workers, steps in ((1, 3), (3, 6), (2, 9)):
         leg = recipe(small_set, tmp_path / f"{steps}", "moving", train__steps=steps, **changes)
         before = tmp_path / f"{steps - 3}" / "moving" / "checkpoints"
         if before.exists():
