@@ -89,12 +89,10 @@ def evaluate(
         return
     from rich.console import Console
 
-    from pipeline.evaluate.show import table_of, tables_of_groups
+    from pipeline.evaluate.show import tables_of, tables_of_groups
 
-    Console().print(table_of(evaluations))
-    if groups:
-        for table in tables_of_groups(evaluations):
-            Console().print(table)
+    for table in tables_of(evaluations) + (tables_of_groups(evaluations) if groups else []):
+        Console().print(table)
 
 
 def compare(

@@ -36,8 +36,8 @@ def rank_among_sampled(scores: Scores, queries: Queries, protocol: Protocol) -> 
         drawn = draw(key, protocol.candidates_seed, number, scores.columns - 1, barred)
         if drawn is None:
             raise LonghaulError(
-                f"{number} candidates cannot be drawn for {queries.name(row)}: less than that of "
-                f"the {scores.columns - 1} items are left; ask for fewer, or for all"
+                f"{number} candidates cannot be drawn for {queries.name(row)}: fewer of the "
+                f"{scores.columns - 1} items are left for him; ask for fewer, or for all"
             )
         rows.append(np.sort(np.concatenate([[0], np.unique(targets[row]), drawn])))
     kept, filling = _pick(scores, rows)
