@@ -162,7 +162,7 @@ class DenseScores(LocalScores):
         return self._scores[q * self.shape[0] + at, targets]
 
 
-class SparseScores:
+class SparseScores(LocalScores):
     """One score an item for all queries, and a few entries of each query that are added to it.
 
     base: floating point ``[V + 1]``. row, column: int64 ``[e]``, no pair twice; values ``[e]``, in
@@ -177,9 +177,8 @@ class SparseScores:
         column: torch.Tensor,
         values: torch.Tensor,
     ) -> None:
-        self.rows, self.columns = rows, len(base)
-        self.device = base.device
-        self.shape = TILES[self.device.type]
+        super().__init__(rows, len(base), base.device)
+        self.dtype = base.dtype
         self._base = base
         queries, items = self.shape
         self._across = -(-self.columns // items)
