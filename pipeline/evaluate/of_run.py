@@ -13,7 +13,7 @@ from pipeline.evaluate.evaluate import Scorer, evaluate
 from pipeline.evaluate.protocol import Protocol, Result
 from pipeline.evaluate.scores import DenseScores
 from pipeline.manifest import Dataset
-from pipeline.prepare.synth import Truth
+from pipeline.prepare.synth.truth import Truth
 from pipeline.train.trained import Trained
 from pipeline.world import World
 
