@@ -2,6 +2,7 @@
 
 # First, as OpenMP must know how to wait before models loads torch.
 from pipeline.errors import LonghaulError  # isort: split
+
 from models import PackedBatch, SequentialModel, build
 from pipeline.config import Recipe, load_recipe
 from pipeline.evaluate import ModelScorer, Protocol, Result, evaluate
