@@ -3,6 +3,8 @@
 import base64
 import html
 import io
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,29 +16,12 @@ from pipeline import storage
 from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.of_run import Evaluation, evaluations_in
+from pipeline.evaluate.show import cells, metrics_shown
 from pipeline.train.forecast import Forecast
 from pipeline.train.run import load_config, metrics_of, read_state
 from pipeline.train.standing import Standing
 
-_SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr")
 _INK = {"model": "#1f6feb", "other": "#8c959f", "optimum": "#2da44e"}
-
-
-def table_of(evaluations: list[Evaluation]) -> Table:
-    """The evaluations side by side, for a terminal."""
-    table = Table(box=rich.box.SIMPLE_HEAD)
-    table.add_column("scorer")
-    names = _names(evaluations)
-    for name in (*names, "users"):
-        table.add_column(name, justify="right")
-    for evaluation in evaluations:
-        table.add_row(*_cells(evaluation, names))
-    protocol = evaluations[0].result.protocol
-    table.caption = (
-        f"{protocol.split}, full ranking, seen items: {protocol.seen}, "
-        f"input: newest {protocol.max_history}"
-    )
-    return table
 
 
 def table_of_models(profiles: list[Profile], items: int) -> Table:
@@ -157,24 +142,14 @@ def _short(number: float) -> str:
     return f"{number:.3g}G"
 
 
-def _names(evaluations: list[Evaluation]) -> list[str]:
-    there = evaluations[0].result.metrics
-    return [name for name in _SHOWN if name in there] or sorted(there)[:6]
-
-
-def _cells(evaluation: Evaluation, names: list[str]) -> list[str]:
-    step = "" if evaluation.step is None else f" (step {evaluation.step:,})"
-    values = [f"{evaluation.result.metrics[name]:.4f}" for name in names]
-    return [evaluation.scorer + step, *values, f"{evaluation.result.users:,}"]
-
-
-def write_report(run: str, output: str) -> str:
+def write_report(run: str, output: str, warn: Callable[[str], None] = warnings.warn) -> str:
     """Write ``report.html`` and ``report.png`` into the folder ``output``; the page's URL.
 
-    Raises LonghaulError where the run has logged nothing yet.
+    warn: told of evaluations that this longhaul does not read. Raises LonghaulError where the run
+    has logged nothing yet.
     """
     recipe = load_config(run)
-    records, evaluations = _records(recipe), evaluations_in(recipe.run_url)
+    records, evaluations = _records(recipe), evaluations_in(recipe.run_url, warn)
     picture = _picture(records, evaluations, recipe)
     output = storage.absolute(output)
     storage.write_bytes(storage.join(output, "report.png"), picture)
@@ -232,10 +207,13 @@ def _picture(records: _Records, evaluations: list[Evaluation], recipe: Recipe) -
         _INK["model" if e.step else e.scorer if e.scorer in _INK else "other"] for e in tested
     ]
     bars = axes[2].barh(
-        [e.scorer for e in tested], [e.result.metrics[name] for e in tested], color=colours
+        [e.label if _sampled(e) else e.scorer for e in tested],
+        [e.result.metrics[name] for e in tested],
+        color=colours,
     )
     axes[2].bar_label(bars, fmt="%.4f", padding=3)
-    axes[2].set(title=f"Test {name}, full ranking")
+    kinds = "sampled or full" if any(map(_sampled, tested)) else "full"
+    axes[2].set(title=f"Test {name}, {kinds} ranking")
     axes[2].margins(x=0.18)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -245,6 +223,10 @@ def _picture(records: _Records, evaluations: list[Evaluation], recipe: Recipe) -
     figure.savefig(buffer, format="png", dpi=120)
     pyplot.close(figure)
     return buffer.getvalue()
+
+
+def _sampled(evaluation: Evaluation) -> bool:
+    return evaluation.result.protocol.candidates != "all"
 
 
 def _page(recipe: Recipe, records: _Records, evaluations: list[Evaluation], picture: bytes) -> str:
@@ -265,13 +247,16 @@ def _page(recipe: Recipe, records: _Records, evaluations: list[Evaluation], pict
     rows = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
     results = ""
     if evaluations:
-        names = _names(evaluations)
-        head = "".join(f"<th>{name}</th>" for name in ("scorer", *names, "users", "split", "seen"))
+        names = metrics_shown(evaluations)
+        head = "".join(
+            f"<th>{name}</th>" for name in ("scorer", *names, "users", "split", "seen", "ranking")
+        )
         body = "".join(
             "<tr>"
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(evaluation, names))
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(evaluation, names))
             + f"<td>{evaluation.result.protocol.split}</td>"
-            + f"<td>{evaluation.result.protocol.seen}</td></tr>"
+            + f"<td>{evaluation.result.protocol.seen}</td>"
+            + f"<td>{evaluation.result.ranking}</td></tr>"
             for evaluation in evaluations
         )
         results = f"<h2>How it ranks</h2><table><tr>{head}</tr>{body}</table>"

@@ -69,7 +69,7 @@ def rank_targets(
     query = np.repeat(np.arange(scores.rows), np.diff(bounds))
     masks = _Masks(scores, seen, spared=np.sort(query * scores.columns + wanted))
     ranks = Ranks(np.empty(m, np.int64), np.empty(m, np.int64))
-    with _full_fp32():
+    with full_fp32():
         for q in range(-(-scores.rows // scores.shape[0])):
             low = q * scores.shape[0]
             a, b = bounds[low], bounds[min(low + scores.shape[0], scores.rows)]
@@ -159,7 +159,7 @@ def top_k(
     masks = _Masks(scores, seen, spared=np.empty(0, np.int64))
     barred = _Barred(scores, candidates)
     items, values = [], []
-    with _full_fp32():
+    with full_fp32():
         for q in range(-(-scores.rows // queries)):
             live = min(queries, scores.rows - q * queries)
             lists: _Lists | None = None
@@ -354,7 +354,7 @@ def _check_ids(ids: np.ndarray, low: int, columns: int, what: str) -> None:
 
 
 @contextmanager
-def _full_fp32() -> Iterator[None]:
+def full_fp32() -> Iterator[None]:
     """Products of fp32 in fp32, though training may allow TF32 or bf16 for them."""
     mkldnn = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     backends = (torch.backends.cuda.matmul, mkldnn)

@@ -122,3 +122,48 @@ class DenseScores:
     def guess(self, q: int, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """See ``Scores``: exact."""
         return self._scores[q * self.shape[0] + at, targets]
+
+
+class SparseScores:
+    """One score an item for all queries, and a few entries of each query that are added to it.
+
+    base: floating point ``[V + 1]``. row, column: int64 ``[e]``, no pair twice; values ``[e]``, in
+    the dtype of ``base``. For scorers that know something of few items only.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        base: torch.Tensor,
+        row: torch.Tensor,
+        column: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:
+        self.rows, self.columns = rows, len(base)
+        self.device = base.device
+        self.shape = TILES[self.device.type]
+        self._base = base
+        queries, items = self.shape
+        self._across = -(-self.columns // items)
+        tile = (row // queries) * self._across + column // items
+        order = torch.sort(tile, stable=True).indices
+        tiles = torch.arange(-(-rows // queries) * self._across + 1, device=self.device)
+        self._bounds = torch.searchsorted(tile[order], tiles).tolist()
+        self._row, self._column, self._values = row[order], column[order], values[order]
+        self._tile = base.new_zeros(self.shape)
+
+    def tile(self, q: int, i: int) -> torch.Tensor:
+        """See ``Scores``."""
+        queries, items = self.shape
+        base = self._base[i * items : (i + 1) * items]
+        self._tile[:, : len(base)] = base
+        self._tile[:, len(base) :] = 0
+        part = slice(*self._bounds[q * self._across + i : q * self._across + i + 2])
+        self._tile[self._row[part] - q * queries, self._column[part] - i * items] += self._values[
+            part
+        ]
+        return self._tile
+
+    def guess(self, q: int, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """See ``Scores``: without the entries, so seldom exact."""
+        return self._base[targets]

@@ -21,7 +21,7 @@ def track_evaluations(recipe: Recipe, new: list[Evaluation]) -> None:
         return
     run = WandbRun(recipe, attempt=None, facts={})
     numbers = {
-        f"{one.result.protocol.split}/{one.scorer}/{name}": value
+        f"{_part(one)}/{one.scorer}/{name}": value
         for one in new
         for name, value in one.result.metrics.items()
     }
@@ -34,11 +34,19 @@ def track_evaluations(recipe: Recipe, new: list[Evaluation]) -> None:
             one.result.protocol.split,
             one.result.protocol.seen,
             one.result.protocol.max_history,
+            one.result.ranking,
             one.result.users,
             *(one.result.metrics.get(name) for name in metrics),
         ]
         for one in kept
     ]
-    columns = ["scorer", "step", "split", "seen", "max_history", "users", *metrics]
+    columns = ["scorer", "step", "split", "seen", "max_history", "ranking", "users", *metrics]
     run.add_evaluations(numbers, columns, rows, picture_of(recipe))
     run.close("done")
+
+
+def _part(one: Evaluation) -> str:
+    """What was predicted; a metric among samples must not be drawn beside one of full ranking."""
+    protocol = one.result.protocol
+    sampled = "" if protocol.candidates == "all" else f"-sampled-{protocol.candidates}"
+    return f"{protocol.split}{sampled}"

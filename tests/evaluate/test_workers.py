@@ -19,7 +19,7 @@ from tests.evaluate.support import DecayModel, User, WindowScorer, random_users,
 
 CATALOGUE = 60
 PROTOCOLS = [
-    Protocol(max_history=8, seen="window", coverage=True),
+    Protocol(max_history=8, seen="window", lists=True),
     Protocol(split="validation", targets="all_in_window", users=50),
 ]
 # Every remainder of users by two and by three workers; fewer blocks than workers.
