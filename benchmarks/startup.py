@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from typer.main import get_command
@@ -94,7 +95,7 @@ def measures(dataset: Dataset, folder: Path) -> dict[str, Callable[[], float]]:
         "`import longhaul` and the kernels, built before": lambda: seconds(python(BUILD), folder),
         "the same, built now": lambda: seconds(python(BUILD), folder, **{KERNELS: next(new)}),
         "a Ray of its own, started and ended": lambda: seconds(python(RAY), folder),
-        **{name: lambda how=how: first_step(dataset, folder, *how) for name, how in steps.items()},
+        **{name: partial(first_step, dataset, folder, *how) for name, how in steps.items()},
         "first step, alone, engine torch, kernels built now": lambda: first_step(
             dataset, folder, "torch", "alone", **{KERNELS: next(new)}
         ),

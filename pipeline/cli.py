@@ -162,7 +162,7 @@ def _tell_forecast(recipe: "Recipe", as_json: bool) -> None:
     from rich.console import Console
 
     from pipeline.manifest import open_dataset
-    from pipeline.report import table_of_forecast
+    from pipeline.report.tables import table_of_forecast
     from pipeline.train.forecast import forecast
 
     workers = int(os.environ.get("WORLD_SIZE", recipe.placement.least_workers))
@@ -230,7 +230,7 @@ def models(
         return
     from rich.console import Console
 
-    from pipeline.report import table_of_models
+    from pipeline.report.tables import table_of_models
 
     Console().print(table_of_models(found, items))
 
