@@ -218,7 +218,8 @@ def _ranking(table: list[Evaluation]) -> str:
     )
     note = (
         f"{protocol.split}, {protocol.ranking} of {result.catalogue_size:,} items; "
-        f"target: {targets}; input: newest {protocol.max_history} events; seen items left out: {protocol.seen}; "
+        f"target: {targets}; input: newest {protocol.max_history} events; "
+        f"seen items left out: {protocol.seen}; "
         f"{result.targets:,} targets of {result.users:,} users"
         + (f" (not scored: {skipped})" if skipped else "")
         + f"; data {result.data[:12]}; ties: {result.tie_rule}. ±: half of the 95 % interval."
@@ -273,7 +274,8 @@ def _examples(found: list[Example]) -> str:
             f"<h3>User {html.escape(one.user)}</h3><div class=users>"
             f"<div><p class=note>History, {more}oldest first:</p><ol>{history}</ol></div>"
             f"<div><p class=note>Recommended, best first, with scores:</p>"
-            f"<table>{best}</table></div></div><p>Came next: <b>{html.escape(one.target)}</b>, on rank {one.rank:,}.</p>"
+            f"<table>{best}</table></div></div>"
+            f"<p>Came next: <b>{html.escape(one.target)}</b>, on rank {one.rank:,}.</p>"
         )
     note = (
         "<p class=note>The first users of the test, in the order of the data set, which is that of "
