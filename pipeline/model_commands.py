@@ -7,6 +7,7 @@ import typer
 
 from pipeline.cli import AsJson, print_json
 from pipeline.command_options import pair, validated
+from pipeline.errors import LonghaulError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -55,7 +56,7 @@ def evaluate(
     from pipeline.evaluate import Protocol
     from pipeline.evaluate.of_run import evaluate_run
     from pipeline.manifest import open_dataset
-    from pipeline.prepare.synth import Truth
+    from pipeline.prepare.synth.truth import Truth
     from pipeline.progress import bar
     from pipeline.tracking.evaluations import track_evaluations
     from pipeline.train.run import load_config
@@ -215,12 +216,37 @@ def recommend(
 
 def report(
     run: Annotated[str, typer.Argument(help="A run's folder.")],
-    output: Annotated[str, typer.Option(help="Folder for report.html and report.png.")],
+    output: Annotated[str, typer.Option(help="Folder for report.html and the pictures.")],
+    examples: Annotated[
+        int, typer.Option(min=0, help="Users to show the history and the best items of.")
+    ] = 0,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE:KEY,NAME",
+            help="Names of the items shown: Parquet, CSV or TSV, its columns of keys and names.",
+        ),
+    ] = None,
 ) -> None:
-    """Write one page on a run: how it trained, how it ranks, with pictures."""
-    from pipeline.report import write_report
+    """Write one page on a run: how it trained, where its time went, how it ranks, with pictures.
 
-    typer.echo(write_report(run, output, _warn))
+    [bold]longhaul report runs/demo --output page[/bold]
+
+    [bold]longhaul report runs/ml-1m --output page --examples 5 --names movies.csv:id,title[/bold]
+
+    A run tracked by W&B gets the page there too.
+    """
+    from pipeline.report.page import write_report
+    from pipeline.tracking.evaluations import track_report
+    from pipeline.train.run import load_config
+
+    if names is not None and not examples:
+        raise LonghaulError("--names is for the items of examples: say how many with --examples")
+    page, found = write_report(run, output, _warn, examples, names)
+    recipe = load_config(run)
+    if recipe.tracking.wandb != "disabled":
+        track_report(recipe, found)
+    typer.echo(page)
 
 
 def _changes(overrides: list[str] | None) -> dict[str, Any]:
