@@ -77,6 +77,7 @@ class Loss(torch.autograd.Function):
 def sizes_of(x: torch.Tensor, w: torch.Tensor) -> dict[str, Any]:
     """What all kernels are told."""
     narrow = x.dtype == torch.bfloat16
+    lanes = max(16, triton.next_power_of_2(x.shape[1]))
     return {
         "tokens": len(x),
         "classes": len(w),
@@ -85,9 +86,10 @@ def sizes_of(x: torch.Tensor, w: torch.Tensor) -> dict[str, Any]:
         # Triton's interpreter multiplies no bf16.
         "FACTOR": tl.bfloat16 if narrow and not gpu.interpreting else tl.float32,
         "TOKENS": 64,
-        "CLASSES": 128 if narrow else 64,
-        "WIDTH": max(16, triton.next_power_of_2(x.shape[1])),
-        "num_warps": 8 if narrow else 4,
+        # Chosen by what the compiler reports for an H100: larger tiles or fewer warps spill.
+        "CLASSES": 128 if narrow else 64 if lanes <= 64 else 32,
+        "WIDTH": lanes,
+        "num_warps": 8,
         "num_stages": 2,
     }
 
