@@ -259,12 +259,13 @@ def test_dropout(shape, dtype):
     )
 
 
+@every_form
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("shape", [(0, 8, 5), (1, 3, 2), (97, 64, 33), (250, 20, 500)])
-def test_full_softmax_loss(shape, with_bias, dtype):
+def test_full_softmax_loss(shape, with_bias, dtype, device):
     tokens, width, classes = shape
-    targets = torch.arange(tokens) * 7 % classes  # some are 0: not targets
+    targets = (torch.arange(tokens) * 7 % classes).to(device)  # some are 0: not targets
     inputs = [normal(tokens, width, dtype=dtype), normal(classes, width, dtype=dtype)]
     if with_bias:
         inputs.append(normal(classes, dtype=dtype))
@@ -272,7 +273,39 @@ def test_full_softmax_loss(shape, with_bias, dtype):
     def apply(loss):
         return lambda h, w, b=None: loss(h, w, b, targets)
 
+    inputs = [tensor.to(device) for tensor in inputs]
     assert_matches(apply(ops.full_softmax_loss), apply(softmax.loss), inputs, slack=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("programs", [1, 12])
+@pytest.mark.parametrize("device", ["triton"], indirect=True)
+def test_full_softmax_loss_however_it_is_shared_out(device, programs, dtype, monkeypatch):
+    from models.ops.softmax import triton as kernels
+
+    monkeypatch.setattr(kernels, "PROGRAMS", programs)
+    targets = (torch.arange(250) * 7 % 500).to(device)
+    inputs = [normal(250, 70), normal(500, 70), normal(500)]
+    assert_matches(
+        lambda *x: ops.full_softmax_loss(*x, targets),
+        lambda *x: softmax.loss(*x, targets),
+        [x.to(device, dtype) for x in inputs],
+        slack=2,
+    )
+
+
+@pytest.mark.parametrize(("width", "served"), [(128, True), (129, False)])
+@pytest.mark.parametrize("device", ["triton"], indirect=True)
+def test_full_softmax_loss_leaves_wide_tables_to_the_library(device, width, served, monkeypatch):
+    from models.ops.softmax import triton as kernels
+
+    asked = []
+    known = kernels.loss
+    monkeypatch.setattr(kernels, "loss", lambda *a: asked.append(a) or known(*a))
+    inputs = [normal(5, width).to(device), normal(40, width).to(device)]
+    loss = ops.full_softmax_loss(*inputs, None, torch.arange(1, 6, device=device))
+    assert loss.isfinite()
+    assert bool(asked) == served
 
 
 def test_full_softmax_loss_of_a_large_catalogue():
@@ -285,11 +318,15 @@ def test_full_softmax_loss_of_a_large_catalogue():
     )
 
 
+@pytest.mark.parametrize(
+    ("device", "classes"),
+    [("compiled", 500), ("compiled", 60_000), ("eager", 500), ("eager", 60_000), ("triton", 500)],
+    indirect=["device"],
+)
 @pytest.mark.parametrize("scale", [1.0, 30.0])
-@pytest.mark.parametrize("classes", [500, 60_000])
-def test_full_softmax_loss_is_accurate_for_sharp_logits(classes, scale):
-    hidden, table = scale * normal(64, 32), normal(classes, 32)
-    targets = torch.arange(1, 65)
+def test_full_softmax_loss_is_accurate_for_sharp_logits(classes, scale, device):
+    hidden, table = (scale * normal(64, 32)).to(device), normal(classes, 32).to(device)
+    targets = torch.arange(1, 65, device=device)
     found = ops.full_softmax_loss(hidden, table, None, targets).double()
     want = torch.nn.functional.cross_entropy(
         hidden.double() @ table.double().T, targets, reduction="sum"
@@ -297,17 +334,20 @@ def test_full_softmax_loss_is_accurate_for_sharp_logits(classes, scale):
     assert abs(found - want) < 1e-6 * want
 
 
-def test_full_softmax_loss_without_any_target():
-    inputs = [normal(4, 8), normal(9, 8), normal(9)]
-    targets = torch.zeros(4, dtype=torch.int64)
+@every_form
+def test_full_softmax_loss_without_any_target(device):
+    inputs = [x.to(device) for x in (normal(4, 8), normal(9, 8), normal(9))]
+    targets = torch.zeros(4, dtype=torch.int64, device=device)
     outputs = evaluate(lambda *x: ops.full_softmax_loss(*x, targets), inputs)
     assert all((output == 0).all() for output in outputs)
 
 
-def test_full_softmax_loss_shows_what_is_not_a_number():
-    table = normal(50, 8)
+@every_form
+def test_full_softmax_loss_shows_what_is_not_a_number(device):
+    table = normal(50, 8).to(device)
     table[3, 2] = float("nan")
-    loss = ops.full_softmax_loss(normal(5, 8), table, None, torch.arange(5, 10))
+    targets = torch.arange(5, 10, device=device)
+    loss = ops.full_softmax_loss(normal(5, 8).to(device), table, None, targets)
     assert loss.isnan()
 
 
