@@ -175,13 +175,13 @@ def _model_config(value: Any) -> Any:
         raise ValueError(f"a model needs a name, one of: {', '.join(models.names())}")
     if value["name"] not in models.names():
         raise ValueError(
-            f"no model is called {value['name']!r}{_nearest(value['name'], models.names())}"
+            f"no model is called {value['name']!r}{nearest(value['name'], models.names())}"
         )
     value = dict(value)
     size = value.pop("size", None)
     if size is not None:  # settings by another name: what is written out beside it wins
         if size not in sizes.NAMES:
-            raise ValueError(f"no size is called {size!r}{_nearest(str(size), sizes.NAMES)}")
+            raise ValueError(f"no size is called {size!r}{nearest(str(size), sizes.NAMES)}")
         value = sizes.settings(value["name"], size) | value
     return models.config_of(value["name"]).model_validate(value)
 
@@ -327,7 +327,8 @@ def assign(document: dict[str, Any], key: str, value: Any) -> None:
     node[last] = value
 
 
-def _nearest(name: str, valid: Sequence[str]) -> str:
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """The end of an error on an unknown name: the valid one that is nearest, or all."""
     close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
@@ -341,7 +342,7 @@ def tell(error: ValidationError, schema: type[BaseModel], document: Any) -> str:
     key = ".".join(path) or "recipe"
     if first["type"] == "extra_forbidden":
         owner = _schema_at(schema, path[:-1], document)
-        return f"unknown key {key!r}{_nearest(path[-1], list(owner.model_fields))}"
+        return f"unknown key {key!r}{nearest(path[-1], list(owner.model_fields))}"
     if first["type"] == "missing":
         return f"key {key!r} is missing"
     message = first["msg"].removeprefix("Value error, ")

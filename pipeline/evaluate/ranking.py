@@ -233,7 +233,7 @@ class _Lists:
         return self._kept, self._best
 
     def _sort(self) -> None:
-        queries, k = self._kept.shape
+        k = self._kept.shape[1]
         own = self._rows.repeat_interleave(k), self._kept.flatten(), self._best.flatten()
         rows, ids, values = (torch.cat(parts) for parts in zip(own, *self._found, strict=True))
         # Stable sorts, by score and then by row: equal scores stay in the order of ids.
