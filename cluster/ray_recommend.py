@@ -3,7 +3,9 @@
 A lost worker or node takes the part at hand with it, which another makes again to the same bytes.
 """
 
+import contextlib
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -40,7 +42,8 @@ def recommend_on_ray(
     total = sum(len(request.range_of(number)) for number in missing)
     made: list[Part] = []
     if missing:
-        with ray_cluster() as own:
+        # Ray prints, as of a lost worker, and what is printed here may be for a program to read.
+        with contextlib.redirect_stdout(sys.stderr), ray_cluster() as own:
             for part in _made(request, checkpoint, placement, workers, missing, own):
                 made.append(part)
                 progress(sum(part.users for part in made), total)
