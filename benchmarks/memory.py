@@ -5,23 +5,26 @@
 Every case trains a few steps on a synthetic log in processes of their own, two under torchrun where
 it says so, and then saves a checkpoint. Measured is how far the resident memory of a worker grows
 at most (VmHWM of /proc/self/status) over what it holds before stream and engine are built; of two
-workers the larger. Other work on the machine does not disturb it.
+workers the larger. malloc is told to give back what is freed, so that what is allocated is seen,
+not what malloc keeps. Other work on the machine does not disturb it. Cases that were measured are
+kept in the work folder and not measured again.
 """
 
 import argparse
+import ctypes
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import models
+import torch
+
 from benchmarks.recovery import data_set
 from benchmarks.report import surroundings, write_result
+from models import PackedBatch
 from pipeline.config import Recipe, assign, parse_recipe
 from pipeline.manifest import Dataset, open_dataset
 from pipeline.progress import bar
@@ -36,6 +39,9 @@ ITEMS = (100_000, 1_000_000)
 STEPS = 2  # the first has no moments of AdamW yet
 TOLERANCE = 0.10
 LEAST = 1 << 30  # growth below is mostly what libraries allocate for themselves
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,6 @@ def zero(stage: int, precision: str = "fp32", workers: int = 1, **changes: Any) 
     """DeepSpeed with a dense table."""
     return case(0, workers, engine="deepspeed", zero_stage=stage, precision=precision, **changes)
 
-
-# Freed memory goes back at once. By itself glibc keeps some tens of MB for later: by how often
-# blocks below 32 MiB are freed, not by what is allocated at a time.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 SAMPLED = {"name": "sampled_softmax", "uniform": 1024}
 LONG = {"data__lane_tokens": 16_384, "model__d": 256, "model__blocks": 4, "loss": SAMPLED}
@@ -131,6 +133,8 @@ def measure(name: str, dataset: Dataset, folder: Path, world: World) -> dict[str
     """Growth in bytes while this rank trains, and while it then saves."""
     wanted = recipe(CASES[name], dataset, folder)
     _warm(dataset, folder, world, wanted.train.engine)
+    for option in _TRIM_THRESHOLD, _MMAP_THRESHOLD:
+        ctypes.CDLL(None).mallopt(option, 1 << 16)
     before = _begin_peak()
     stream = Stream(
         dataset,
@@ -160,18 +164,13 @@ def measure(name: str, dataset: Dataset, folder: Path, world: World) -> dict[str
 
 def _warm(dataset: Dataset, folder: Path, world: World, engine: str) -> None:
     """Load what loads itself at first use, with a model of no size."""
-    small = recipe(Case(0, world.world_size, {"train.engine": engine, "model.d": 1}), dataset, folder)
-    batch = models.PackedBatch(*_tokens())
+    changes = {"train.engine": engine, "model.d": 1}
+    small = recipe(Case(0, world.world_size, changes), dataset, folder)
+    items, offsets, targets = map(torch.tensor, ([1, 2, 3, 4], [0, 4], [2, 3, 4, 5]))
     running = build_engine(small, dataset, world)
     for _ in range(2):
-        running.backward(batch, 4)
+        running.backward(PackedBatch(items, offsets, targets), 4)
         running.update(1e-3)
-
-
-def _tokens() -> Any:
-    import torch
-
-    return torch.tensor([1, 2, 3, 4]), torch.tensor([0, 4]), torch.tensor([2, 3, 4, 5])
 
 
 def _begin_peak() -> int:
@@ -189,29 +188,91 @@ def _status(key: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def measured(name: str, dataset: Dataset) -> dict[str, int]:
-    """The largest growth among the workers, from processes of their own."""
+def measured(name: str, dataset: Dataset, work: Path) -> dict[str, int]:
+    """The largest growth among the workers, from processes of their own; or as kept in ``work``."""
+    kept = work / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+    if kept.exists():
+        return dict(json.loads(kept.read_text()))
     workers = CASES[name].workers
-    alone_ = [sys.executable, "-m", "benchmarks.memory"]
-    several = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    several += [f"--nproc-per-node={workers}", "-m", "benchmarks.memory"]
+    line = [sys.executable, "-m"]
+    if workers > 1:
+        line += ["torch.distributed.run", "--standalone", f"--nproc-per-node={workers}", "-m"]
     with tempfile.TemporaryDirectory() as folder:
-        line = [*(alone_ if workers == 1 else several), name, "--measure", dataset.url, folder]
-        ended = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **_MALLOC})
+        line += ["benchmarks.memory", name, "--measure", dataset.url, "--work", folder]
+        ended = subprocess.run(line, capture_output=True, text=True)
         if ended.returncode:
             raise SystemExit(f"{name} failed:\n{ended.stderr[-3000:]}")
         told = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
-    return {key: max(one[key] for one in told) for key in told[0]}
+    found = {key: max(one[key] for one in told) for key in told[0]}
+    kept.write_text(json.dumps(found))
+    return found
 
 
-def _measure_here(name: str, url: str, folder: Path) -> None:
-    surroundings_of = torchrun if inside_torchrun() else alone
-    with surroundings_of("cpu", 1) as world:
-        found = measure(name, open_dataset(url), folder, world)
-        (folder / f"rank-{world.rank}.json").write_text(json.dumps(found))
+def row(name: str, dataset: Dataset, work: Path) -> str:
+    """Measured and forecast of one case, as a line of the table."""
+    found = measured(name, dataset, work)
+    told = memory_of(recipe(CASES[name], dataset, work), dataset, CASES[name].workers)
+    cells = [name]
+    for growth, forecast in (
+        (found["trained"], told.training),
+        (found["saved"], told.saving),
+    ):
+        ratio = growth / forecast
+        missed = " (!)" if growth >= LEAST and abs(ratio - 1) > TOLERANCE else ""
+        mib = (f"{size / (1 << 20):,.0f}" for size in (growth, forecast))
+        cells += [*mib, f"{ratio:.2f}{missed}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Measure every case and write a dated result; of some cases, print it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("cases", nargs="*", help="names of cases; all by default")
+    parser.add_argument("--work", type=Path, default=Path("memory"), help="data, measurements")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # a case here, on the set of this URL
+    given = parser.parse_args()
+    unknown = {*given.cases} - {*CASES}
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(CASES)}")
+    if given.measure:
+        with (torchrun if inside_torchrun() else alone)("cpu", 1) as world:
+            found = measure(given.cases[0], open_dataset(given.measure), given.work, world)
+            (given.work / f"rank-{world.rank}.json").write_text(json.dumps(found))
+        return
+    given.work.mkdir(parents=True, exist_ok=True)
+    sets = [_data_set(items, given.work) for items in ITEMS]
+    names = given.cases or list(CASES)
+    rows = []
+    with bar("measure memory") as progress:
+        for number, name in enumerate(names):
+            progress.update(number, len(names))
+            rows.append(row(name, sets[CASES[name].items], given.work))
+    catalogues = " and ".join(f"{one.manifest.catalogue_size:,}" for one in sets)
+    page = [
+        "# Memory of a worker: measured and forecast",
+        "",
+        *surroundings(1),
+        "",
+        f"Growth of the peak of resident memory in MiB, over {STEPS} steps and then over a "
+        "checkpoint, beside what `longhaul train --dry-run` reckons with, and measured by "
+        f"forecast. LRURec over {catalogues} items (dense, sharded), widths and micro-batches as "
+        f"in `benchmarks/memory.py`; (!) is more than {TOLERANCE:.0%} off. malloc gives back what "
+        "is freed here; in a training it keeps some of it (`pipeline.world.use_threads`).",
+        "",
+        "| case | training | forecast | ratio | checkpoint | forecast | ratio |",
+        f"| --- |{' ---: |' * 6}",
+        *rows,
+    ]
+    if given.cases:
+        print("\n".join(page))
+    else:
+        write_result("memory", page)
+
+
+def _data_set(items: int, work: Path) -> Dataset:
+    made = work / f"set-{items}"
+    return open_dataset(str(made)) if made.exists() else data_set(items, work)
 
 
 if __name__ == "__main__":
-    if "--measure" in sys.argv:
-        name, _, url, folder = sys.argv[1:]
-        _measure_here(name, url, Path(folder))
+    main()

@@ -41,17 +41,20 @@ _FILE_BYTES = 1 << 30  # of pipeline.train.saving
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by part: ``held`` throughout, and what each moment has beside it."""
+    """Bytes by part: in each moment, between two steps (``held``), and of a checkpoint beside it.
 
-    held: Counter[str]
+    state: of all workers together, as a checkpoint has it.
+    """
+
     moments: dict[str, Counter[str]]
+    held: Counter[str]
     checkpoint: int
-    state: int  # of all workers together, as a checkpoint has it
+    state: int
 
     @property
     def training(self) -> int:
         """The peak of training, without a checkpoint."""
-        return self.held.total() + max(moment.total() for moment in self.moments.values())
+        return max(moment.total() for moment in self.moments.values())
 
     @property
     def saving(self) -> int:
@@ -62,7 +65,7 @@ class Memory:
     def parts(self) -> dict[str, int]:
         """At the peak of training while a checkpoint is written: by name, as in ``PARTS``."""
         moment = max(self.moments.values(), key=Counter.total)
-        found = self.held + moment + Counter(checkpoint=self.checkpoint)
+        found = moment + Counter(checkpoint=self.checkpoint)
         return {part: found[part] for part in PARTS}
 
 
@@ -130,7 +133,7 @@ def memory_of(recipe: Recipe, dataset: Dataset, workers: int) -> Memory:
         if train.zero_stage == 0:
             held, moments = _stage_0(engine, micro)
         elif train.zero_stage == 1 and bf16:
-            held, moments = _bf16_stage_1(engine)
+            held, moments = _bf16_stage_1(engine, micro)
         elif train.zero_stage == 3:
             held, moments = _stage_3(engine, offload)
         else:
@@ -138,6 +141,8 @@ def memory_of(recipe: Recipe, dataset: Dataset, workers: int) -> Memory:
     copies = 12 * engine.share  # weights and both moments in fp32: export()
     state = 12 * engine.all
     largest = 4 * min(engine.largest, engine.share)
+    # trunc_normal_ has a copy, two selections and a mask of a parameter beside it.
+    build = Counter(weights=4 * engine.all, buffers=13 * engine.largest)
     # The loss makes gradients of hidden states and classes beside each other (models/ops/softmax,
     # models/ops/sampled), and scales them into others in the backward pass: fp32, twice each.
     hidden = 8 * tokens * recipe.model.d
@@ -149,6 +154,7 @@ def memory_of(recipe: Recipe, dataset: Dataset, workers: int) -> Memory:
         for moment in moments.values():
             moment += table.beside
         moments["update"] += table.update
+        build += table.build
         copies += table.copies
         state += table.state
         largest = max(largest, table.largest_copy)
@@ -156,10 +162,13 @@ def memory_of(recipe: Recipe, dataset: Dataset, workers: int) -> Memory:
             loss = Counter(loss=hidden + table.loss)
     moments["loss"] += loss
     moments["loss"] += Counter(activations=activation_bytes(recipe.model, train.precision, tokens))
-    held += Counter(reading=_reading_bytes(recipe, dataset, workers))
+    reading = Counter(reading=_reading_bytes(recipe, dataset, workers))
+    held += reading
+    reached = {name: held + moment for name, moment in moments.items()}
+    reached["build"] = build + reading
     # export() copies all pieces; safetensors' save holds a file's tensors as bytes, and then joined.
     encoded = 2 * min(copies, max(_FILE_BYTES, largest))
-    return Memory(held, moments, copies + encoded, state)
+    return Memory(reached, held, copies + encoded, state)
 
 
 def _engine_of(recipe: Recipe, items: int, workers: int) -> _Engine:
@@ -193,11 +202,6 @@ def _fetched(recipe: Recipe, items: int) -> int:
     return _classes(recipe, items)
 
 
-def _building(engine: _Engine) -> Counter[str]:
-    """fp32 weights; trunc_normal_ has a copy, two selections and a mask of one beside it."""
-    return Counter(buffers=13 * engine.largest)
-
-
 def _replica(engine: _Engine, micro: int) -> tuple[Counter[str], dict[str, Counter[str]]]:
     """engine.TorchEngine: everything whole, in fp32; AdamW's update is in place (fused)."""
     p = engine.all
@@ -220,17 +224,17 @@ def _stage_0(engine: _Engine, micro: int) -> tuple[Counter[str], dict[str, Count
     return held, moments | {"reduce": reduced, "update": Counter(gradients=4 * engine.all)}
 
 
-def _bf16_stage_1(engine: _Engine) -> tuple[Counter[str], dict[str, Counter[str]]]:
-    """bf16_optimizer.BF16_Optimizer: gradients are whole, in fp32 sums and in bf16, and stay."""
+def _bf16_stage_1(engine: _Engine, micro: int) -> tuple[Counter[str], dict[str, Counter[str]]]:
+    """bf16_optimizer.BF16_Optimizer: gradients are whole, in bf16 and in sums of fp32."""
     p = engine.all
-    held = Counter(weights=2 * p, gradients=6 * p, optimizer=12 * engine.share)
+    held = Counter(weights=2 * p, gradients=4 * p, optimizer=12 * engine.share)
     # Flattened in fp32, then rounded to bf16, which is what is sent (communication_data_type).
     flat = min(p, _WHOLE_BUCKET + engine.largest)
-    reduced = Counter(buffers=6 * flat)
-    loss, update = Counter[str](), Counter[str]()
-    if engine.workers > 1:  # gloo keeps what it sent last, and gathers into a copy
-        loss, update = Counter(buffers=2 * flat), Counter(buffers=4 * p)
-    return held, {"loss": loss, "reduce": reduced, "update": update}
+    return held, {
+        "loss": Counter(gradients=2 * p * (micro > 1)),
+        "reduce": Counter(gradients=2 * p, buffers=6 * flat),
+        "update": Counter(buffers=2 * p * (engine.workers > 1)),  # gloo gathers into a copy
+    }
 
 
 def _stages_1_2(
@@ -270,8 +274,6 @@ def _stages_1_2(
     last = low * max(engine.table, engine.largest)
     loss = Counter(gradients=averaged * (micro > 1), buffers=bucket * (micro > 1))
     end = Counter(gradients=averaged, buffers=last + bucket)
-    if engine.workers > 1:  # gloo keeps what it reduced last
-        update += Counter(buffers=last + bucket)
     return held, {"loss": loss, "reduce": end, "update": update}
 
 
@@ -285,16 +287,15 @@ def _stage_3(engine: _Engine, offload: bool) -> tuple[Counter[str], dict[str, Co
     held = Counter(weights=low * share, optimizer=12 * share, gradients=4 * share, buffers=bucket)
     if offload:
         held += Counter(gradients=4 * share)  # and those that the optimizer reads
-    gathered = gloo = 0
-    if engine.workers > 1:
-        gathered = low * min(p, max(LIVE, largest))  # what stays whole between uses
-        gloo = low * largest  # gathered and scattered through a copy, which it keeps
+    # What stays whole between its uses; one rank reads its weights where they are.
+    gathered = low * min(p, max(LIVE, largest)) * (engine.workers > 1)
     wide = 4 * largest * (low == 2)  # a gradient in fp32 on its way into the sums
-    loss = Counter(buffers=gathered)
-    backward = Counter(buffers=gathered + gloo + 2 * low * largest + wide)
-    update = Counter(buffers=max(8 * piece, 4 * share) + gloo)
-    build = Counter(buffers=4 * p - low * share - 16 * share - bucket + 13 * largest)
-    return held, {"loss": loss, "backward": backward, "update": update, "build": build}
+    return held, {
+        "loss": Counter(buffers=gathered),
+        # A gradient as it was made and scattered; a table's as classes, and as input.
+        "backward": Counter(buffers=gathered + 2 * low * largest + wide),
+        "update": Counter(buffers=max(8 * piece, 4 * share)),
+    }
 
 
 def _reading_bytes(recipe: Recipe, dataset: Dataset, workers: int) -> int:

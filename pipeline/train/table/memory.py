@@ -15,7 +15,8 @@ from pipeline.train.table.softmax import tile_rows
 
 @dataclass(frozen=True)
 class TableMemory:
-    """Bytes: held throughout, at hand in every moment of a step, beside an update, for the loss.
+    """Bytes: held throughout, at hand in every moment of a step, beside an update, for the loss,
+    and while the table is begun.
 
     copies: of all that is kept, in fp32, for a checkpoint; largest_copy: the largest of them;
     state: the copies of all ranks.
@@ -25,6 +26,7 @@ class TableMemory:
     beside: Counter[str]
     update: Counter[str]
     loss: int
+    build: Counter[str]
     copies: int
     largest_copy: int
     state: int
@@ -48,22 +50,27 @@ def table_memory(recipe: Recipe, items: int, workers: int, fetched: int) -> Tabl
     # makes; the gradients of earlier micro-batches wait for the update.
     beside = Counter(buffers=row * fetched * (1 + micro) * (1 if workers == 1 else 2))
     # squared_norm() joins and sums the gradients of all micro-batches and ranks; update() has a
-    # block's rows and state, and three (rule) or, to round, six times as much beside.
-    touched = min(kept, fetched * micro * workers)
+    # block's rows and state, and three (rule) or, to round, five times as much beside.
+    touched = min(kept, fetched * micro)  # a share of what each of the ranks has at hand
     block = min(BLOCK_ROWS, kept if full or rule.all_rows else touched)
     states = state // max(1, kept * row)  # as many rows more
-    temporary = 3 if size == 4 else 6
+    temporary = 3 if size == 4 else 5
     copied = 0 if full or rule.all_rows else 1 + states
-    update = Counter(buffers=row * (2 * touched + block * (temporary + copied + rule.all_rows)))
+    whole = rule.all_rows and not full  # gradients of a block, mostly zeros
+    update = Counter(buffers=row * (2 * touched + block * (temporary + copied + whole)))
     tile = min(kept, tile_rows(tokens))
     # A tile's vectors and their gradients, its scores and their exponentials.
     loss = tile * (row * (2 + (size == 2)) + 8 * tokens)
     largest = 4 * recipe.model.d * kept
+    # _begin_rows(): a block, whatever part of it is kept, and what trunc_normal_ has beside it.
+    build = Counter(weights=held["weights"], optimizer=state)
+    build += Counter(buffers=17 * BLOCK_ROWS * recipe.model.d)
     return TableMemory(
         held=held,
         beside=beside,
         update=update,
         loss=loss,
+        build=build,
         copies=row * kept + state,
         largest_copy=largest,
         state=(row + state // kept) * (items + 1),
