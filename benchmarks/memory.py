@@ -70,8 +70,8 @@ def zero(stage: int, precision: str = "fp32", workers: int = 1, **changes: Any) 
     return case(0, workers, engine="deepspeed", zero_stage=stage, precision=precision, **changes)
 
 
-SAMPLED = {"name": "sampled_softmax", "uniform": 1024}
-LONG = {"data__lane_tokens": 16_384, "model__d": 256, "model__blocks": 4, "loss": SAMPLED}
+SAMPLED: dict[str, Any] = {"name": "sampled_softmax", "uniform": 1024}
+LONG: dict[str, Any] = {"data__lane_tokens": 16_384, "model__d": 256, "model__blocks": 4, "loss": SAMPLED}
 
 CASES: dict[str, Case] = {
     "torch": case(model__d=512),

@@ -166,7 +166,7 @@ def memory_of(recipe: Recipe, dataset: Dataset, workers: int) -> Memory:
     held += reading
     reached = {name: held + moment for name, moment in moments.items()}
     reached["build"] = build + reading
-    # export() copies all pieces; safetensors' save holds a file's tensors as bytes, and then joined.
+    # export() copies all pieces; safetensors has a file's tensors as bytes apart, then joined.
     encoded = 2 * min(copies, max(_FILE_BYTES, largest))
     return Memory(reached, held, copies + encoded, state)
 
