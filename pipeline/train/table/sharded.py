@@ -18,7 +18,7 @@ from pipeline.train.table.rules import Rule, State
 from pipeline.world import World
 
 VECTORS, BIASES = "item_embedding.weight", "item_bias"
-_BLOCK_ROWS = 1 << 16  # rows that are begun, read and updated at once: bounds what is held beside
+BLOCK_ROWS = 1 << 16  # rows that are begun, read and updated at once: bounds what is held beside
 
 Start = Callable[[torch.Tensor, torch.Generator], None]
 """Fills vectors ``[n, d]`` of new items."""
@@ -67,15 +67,9 @@ class ShardedTable:
         return self._fetched.d
 
     def _begin_rows(self, start: Start) -> None:
-        """The same rows at any world size: each block has a seed of its own."""
-        for number in range(self.held.start // _BLOCK_ROWS, -(-self.held.stop // _BLOCK_ROWS)):
-            generator = torch.Generator().manual_seed(seed_of("rows", self._seed, number))
-            block = torch.empty(_BLOCK_ROWS, self._fetched.d)
-            start(block, generator)
-            first = number * _BLOCK_ROWS
-            low, high = max(first, self.held.start), min(first + _BLOCK_ROWS, self.held.stop)
-            part = block[low - first : high - first]
-            self.rows[low - self.held.start : high - self.held.start, : self._fetched.d] = part
+        for low, part in started_rows(self.held, self._fetched.d, self._seed, start):
+            here = slice(low - self.held.start, low - self.held.start + len(part))
+            self.rows[here, : self._fetched.d] = part
 
     def fetch(self, items: torch.Tensor, training: bool) -> None:
         """Have the rows of ``items`` (int64 ``[n]``) at hand in the model until the next fetch.
@@ -120,7 +114,7 @@ class ShardedTable:
             gradients = self._dense
         else:
             self._touched = places, gradients
-        mine = sum(float(part.square().sum()) for part in gradients.split(_BLOCK_ROWS))
+        mine = sum(float(part.square().sum()) for part in gradients.split(BLOCK_ROWS))
         return self._world.sum_float(mine)
 
     def _sum_up(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,10 +159,10 @@ class ShardedTable:
         """What is updated, some rows at a time: which (a slice is a view), and their gradients."""
         touched, gradients = self._touched
         if self._dense is None and not self._rule.all_rows:
-            yield from zip(touched.split(_BLOCK_ROWS), gradients.split(_BLOCK_ROWS), strict=True)
+            yield from zip(touched.split(BLOCK_ROWS), gradients.split(BLOCK_ROWS), strict=True)
             return
-        for first in range(0, len(self.rows), _BLOCK_ROWS):
-            block = slice(first, min(first + _BLOCK_ROWS, len(self.rows)))
+        for first in range(0, len(self.rows), BLOCK_ROWS):
+            block = slice(first, min(first + BLOCK_ROWS, len(self.rows)))
             if self._dense is not None:
                 yield block, self._dense[block]
                 continue
@@ -198,8 +192,8 @@ class ShardedTable:
     def restore(self, read: Read, updates: int) -> None:
         """Take over what is kept here of a state after so many updates."""
         self._updates = updates
-        for first in range(self.held.start, self.held.stop, _BLOCK_ROWS):
-            for piece, part in self._pieces(first, min(first + _BLOCK_ROWS, self.held.stop)):
+        for first in range(self.held.start, self.held.stop, BLOCK_ROWS):
+            for piece, part in self._pieces(first, min(first + BLOCK_ROWS, self.held.stop)):
                 part.copy_(read(piece.tensor, piece.begin, piece.end).view(part.shape))
 
     def _pieces(self, begin: int, end: int) -> Iterator[tuple[Piece, torch.Tensor]]:
@@ -213,6 +207,22 @@ class ShardedTable:
             yield Piece(f"{kind}/{VECTORS}", begin * d, end * d), tensor[here, :d]
             if self._fetched.biased:
                 yield Piece(f"{kind}/{BIASES}", begin, end), tensor[here, d]
+
+
+def started_rows(
+    rows: range, d: int, seed: int, start: Start
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """New vectors of ``rows``, some at a time: the number of the first, and fp32 ``[n, d]``.
+
+    The same ones whatever range is asked for: each block of the table has a seed of its own.
+    """
+    for number in range(rows.start // BLOCK_ROWS, -(-rows.stop // BLOCK_ROWS)):
+        generator = torch.Generator().manual_seed(seed_of("rows", seed, number))
+        block = torch.empty(BLOCK_ROWS, d)
+        start(block, generator)
+        first = number * BLOCK_ROWS
+        low, high = max(first, rows.start), min(first + BLOCK_ROWS, rows.stop)
+        yield low, block[low - first : high - first]
 
 
 def _round_at_random(rows: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
