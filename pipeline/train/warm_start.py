@@ -25,7 +25,8 @@ from pipeline.train.checkpoint import Origin
 from pipeline.train.engine import Engine, Read
 from pipeline.train.kept_items import keys_of_run
 from pipeline.train.run import differences
-from pipeline.train.table.sharded import BIASES, BLOCK_ROWS, VECTORS, Start, started_rows
+from pipeline.train.table.dealt import BIASES, BLOCK_ROWS, VECTORS
+from pipeline.train.table.sharded import Start, started_rows
 from pipeline.train.trained import best_checkpoint
 from pipeline.world import World
 
