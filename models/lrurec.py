@@ -15,8 +15,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import nn
+from torch.nn import functional
 
-from models.base import State, add_and_norm, truncated_normal_
+from models.base import State, Step, add_and_norm, truncated_normal_
 from models.batch import PackedBatch
 from models.ops import diagonal_recurrence, linear
 from models.post_norm import Mixer, PostNormConfig, PostNormModel
@@ -112,6 +113,11 @@ class LRURec(PostNormModel):
         # Nothing carries over from the empty history.
         return x, {key: h * (items != 0)[:, None] for key, h in state.items()}
 
+    def prepared_step(self) -> Step:
+        """Eigenvalues and the weights with gamma computed once, the state renewed in place of what
+        drives it; see ``SequentialModel.prepared_step``."""
+        return _PreparedStep(self)
+
     def diagnostics(self) -> dict[str, float]:
         """Mean modulus of lambda in each block: about .9 at first, training pulls it down."""
         told = {}
@@ -120,3 +126,50 @@ class LRURec(PostNormModel):
             nu = layer.ring[0].detach().float().exp()
             told[f"lambda_modulus/block_{block}"] = float(torch.exp(-nu).mean())
         return told
+
+
+class _PreparedStep:
+    """The step of a model whose weights stay as they are."""
+
+    def __init__(self, model: LRURec) -> None:
+        self._model = model
+        with torch.no_grad():
+            self._blocks = [
+                (f"{number}.h", *_prepared(block.mixer), block.feed_forward)
+                for number, block in enumerate(model.blocks)
+            ]
+
+    @torch.no_grad()
+    def __call__(self, items: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        model = self._model
+        x = functional.embedding(items, model.item_embedding.weight)
+        x = _normed(x, model.embedding_norm)
+        new: State = {}
+        for key, a, b, weight, bias, mixer, feed_forward in self._blocks:
+            h = functional.linear(x, weight, bias)
+            (re, im), (old_re, old_im) = h.chunk(2, dim=1), state[key].chunk(2, dim=1)
+            re.addcmul_(old_re, a).addcmul_(old_im, b, value=-1)
+            im.addcmul_(old_im, a).addcmul_(old_re, b)
+            new[key] = h
+            y = functional.linear(h, mixer.out_proj.weight, mixer.out_proj.bias)
+            x = _normed(y.add_(x), mixer.norm)
+            z = functional.gelu(
+                functional.linear(x, feed_forward.wide.weight, feed_forward.wide.bias)
+            )
+            z = functional.linear(z, feed_forward.narrow.weight, feed_forward.narrow.bias)
+            x = _normed(z.add_(x), feed_forward.norm)
+        return x, new
+
+
+def _prepared(
+    layer: LRULayer,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, LRULayer]:
+    """Re lambda and Im lambda ``[H]``, gamma B ``[2H, d]``, gamma b ``[2H]``, and the layer."""
+    weight = layer.in_proj.weight
+    gamma = _full_precision(layer.ring[2]).exp().repeat(2).to(weight.dtype)
+    a, b = layer.eigenvalues().to(weight.dtype)
+    return a, b, weight * gamma[:, None], layer.in_proj.bias * gamma, layer
+
+
+def _normed(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
+    return functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
