@@ -20,7 +20,7 @@ from torch.nn import functional
 from models.base import State, Step, add_and_norm, truncated_normal_
 from models.batch import PackedBatch
 from models.ops import diagonal_recurrence, linear
-from models.post_norm import Mixer, PostNormConfig, PostNormModel
+from models.post_norm import Block, Mixer, PostNormConfig, PostNormModel
 
 
 class LRURecConfig(PostNormConfig):
@@ -128,47 +128,49 @@ class LRURec(PostNormModel):
         return told
 
 
+class _PreparedBlock:
+    """A block whose weights stay as they are, gamma and eigenvalues computed."""
+
+    @torch.no_grad()
+    def __init__(self, block: Block) -> None:
+        assert isinstance(block.mixer, LRULayer)
+        self.mixer, self.feed_forward = block.mixer, block.feed_forward
+        inner = self.mixer.in_proj
+        gamma = _full_precision(self.mixer.ring[2]).exp().repeat(2).to(inner.weight.dtype)
+        self.weight, self.bias = inner.weight * gamma[:, None], inner.bias * gamma
+        self.re, self.im = self.mixer.eigenvalues().to(inner.weight.dtype)
+
+    def __call__(self, x: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x ``[n, d]``, h ``[n, 4d]`` -> the same after the event."""
+        h = functional.linear(x, self.weight, self.bias)
+        (re, im), (old_re, old_im) = h.chunk(2, dim=1), before.chunk(2, dim=1)
+        re.addcmul_(old_re, self.re).addcmul_(old_im, self.im, value=-1)
+        im.addcmul_(old_im, self.re).addcmul_(old_re, self.im)
+        out, wide, narrow = self.mixer.out_proj, self.feed_forward.wide, self.feed_forward.narrow
+        y = functional.linear(h, out.weight, out.bias)
+        x = _normed(y.add_(x), self.mixer.norm)
+        z = functional.gelu(functional.linear(x, wide.weight, wide.bias))
+        z = functional.linear(z, narrow.weight, narrow.bias)
+        return _normed(z.add_(x), self.feed_forward.norm), h
+
+
 class _PreparedStep:
     """The step of a model whose weights stay as they are."""
 
     def __init__(self, model: LRURec) -> None:
         self._model = model
-        with torch.no_grad():
-            self._blocks = [
-                (f"{number}.h", *_prepared(block.mixer), block.feed_forward)
-                for number, block in enumerate(model.blocks)
-            ]
+        blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
+        self._blocks = [_PreparedBlock(block) for block in blocks]
 
     @torch.no_grad()
     def __call__(self, items: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
-        model = self._model
-        x = functional.embedding(items, model.item_embedding.weight)
-        x = _normed(x, model.embedding_norm)
+        x = functional.embedding(items, self._model.item_embedding.weight)
+        x = _normed(x, self._model.embedding_norm)
         new: State = {}
-        for key, a, b, weight, bias, mixer, feed_forward in self._blocks:
-            h = functional.linear(x, weight, bias)
-            (re, im), (old_re, old_im) = h.chunk(2, dim=1), state[key].chunk(2, dim=1)
-            re.addcmul_(old_re, a).addcmul_(old_im, b, value=-1)
-            im.addcmul_(old_im, a).addcmul_(old_re, b)
-            new[key] = h
-            y = functional.linear(h, mixer.out_proj.weight, mixer.out_proj.bias)
-            x = _normed(y.add_(x), mixer.norm)
-            z = functional.gelu(
-                functional.linear(x, feed_forward.wide.weight, feed_forward.wide.bias)
-            )
-            z = functional.linear(z, feed_forward.narrow.weight, feed_forward.narrow.bias)
-            x = _normed(z.add_(x), feed_forward.norm)
+        for number, block in enumerate(self._blocks):
+            key = f"{number}.h"
+            x, new[key] = block(x, state[key])
         return x, new
-
-
-def _prepared(
-    layer: LRULayer,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, LRULayer]:
-    """Re lambda and Im lambda ``[H]``, gamma B ``[2H, d]``, gamma b ``[2H]``, and the layer."""
-    weight = layer.in_proj.weight
-    gamma = _full_precision(layer.ring[2]).exp().repeat(2).to(weight.dtype)
-    a, b = layer.eigenvalues().to(weight.dtype)
-    return a, b, weight * gamma[:, None], layer.in_proj.bias * gamma, layer
 
 
 def _normed(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
