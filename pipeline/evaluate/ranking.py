@@ -14,7 +14,7 @@ import torch
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.scores import Scores
 
-_GROUP = 64  # columns that top_k looks at together; divides every tile
+_GROUP = 64  # columns that top_k looks at together, at most; divides every tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,66 +142,133 @@ def top_k(
     k: int,
     seen: Packed | None = None,
     name: Callable[[int], str] = "query {}".format,
+    *,
+    candidates: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The ``k`` best candidates of each query, best first, equal scores by lower item id.
 
     Returns items int64 ``[n, k]`` and their scores ``[n, k]``, on the scores' device; where fewer
-    than ``k`` candidates are left, item 0 with score -inf. Errors as in ``rank_targets``.
+    than ``k`` candidates are left, item 0 with score -inf. candidates: bool ``[V + 1]``, the items
+    that may be in a list, seen or not by the rule of ``seen``; None for all. Memory beside the
+    result: one tile, and lists of up to ``1.5 k`` items a query of a tile; where most items of a
+    tile get into the lists, as where ids rise with the scores, up to two tiles more.
+
+    Errors as in ``rank_targets``; tiles without any candidate are not computed, nor looked at.
     """
     queries, width = scores.shape
     masks = _Masks(scores, seen, spared=np.empty(0, np.int64))
+    barred = _Barred(scores, candidates)
     items, values = [], []
     with _full_fp32():
         for q in range(-(-scores.rows // queries)):
-            health: torch.Tensor | None = None
+            live = min(queries, scores.rows - q * queries)
+            lists: _Lists | None = None
             for i, flat in enumerate(masks.of(q)):
+                if lists is not None and barred.all_of(i):
+                    continue
                 tile = scores.tile(q, i)
-                if health is None:
+                if lists is None:
                     health = tile.new_zeros(queries)
-                    kept = torch.zeros(queries, k, dtype=torch.int64, device=scores.device)
-                    best = tile.new_full((queries, k), -torch.inf)
+                    lists = _Lists(live, k, tile)
                 _mask(tile, i, scores.columns, flat, health)
-                kept, best = _merge(kept, best, tile, i * width)
-            assert health is not None
+                barred.mask(tile, i)
+                lists.add(tile[:live], i * width)
+            assert lists is not None
             if not torch.isfinite(health).all():
                 _refuse_non_finite(scores, q, name)
-            items.append(kept[: scores.rows - q * queries])
-            values.append(best[: scores.rows - q * queries])
+            kept, best = lists.sorted()
+            items.append(kept)
+            values.append(best)
     if not items:
         empty = torch.zeros(0, k, device=scores.device)
         return empty.long(), empty
     return torch.cat(items), torch.cat(values)
 
 
-def _merge(
-    kept: torch.Tensor, best: torch.Tensor, tile: torch.Tensor, first: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The lists ``kept`` with scores ``best`` after a tile of items ``first`` onwards.
+class _Lists:
+    """The ``k`` best items of each query of a row of tiles, tile after tile.
 
-    Few items of a tile get into a list, so the tile is searched by groups: a group matters where
-    its peak beats the last of the list (a later item has a higher id, so it must beat it, not
-    equal it) and is among the k best peaks (k better peaks are k better items).
+    Few items of a tile get into a list, so a tile is searched by groups: a group matters where its
+    peak beats the last of the list (a later item has a higher id, so it must beat it, not equal
+    it). What is found is sorted in when it has become half as much as the lists: until then the
+    last of a list is too low, which lets in more than is needed but leaves nothing out.
     """
-    queries, k = kept.shape
-    groups = tile.view(queries, -1, _GROUP)
-    peaks = groups.amax(2)
-    last = best[:, -1:]
-    # With fewer groups than k, the k-th best of the items themselves.
-    bound = peaks if k <= peaks.shape[1] else tile
-    high = bound.topk(min(k, bound.shape[1]), dim=1).values[:, -1:]
-    row, group = ((peaks > last) & (peaks >= high)).nonzero(as_tuple=True)
-    candidates = groups[row, group]
-    place, column = ((candidates > last[row]) & (candidates >= high[row])).nonzero(as_tuple=True)
-    row = row[place]
-    rows = torch.cat([torch.arange(queries, device=row.device).repeat_interleave(k), row])
-    ids = torch.cat([kept.flatten(), first + group[place] * _GROUP + column])
-    values = torch.cat([best.flatten(), candidates[place, column]])
-    # Stable sorts, by score and then by row: equal scores stay in the order of ids.
-    order = torch.sort(values, descending=True, stable=True).indices
-    order = order[torch.sort(rows[order], stable=True).indices]
-    starts = torch.searchsorted(rows[order], torch.arange(queries, device=row.device))
-    order = order[starts[:, None] + torch.arange(k, device=row.device)]
-    return ids[order], values[order]
+
+    def __init__(self, queries: int, k: int, like: torch.Tensor) -> None:
+        device, width = like.device, like.shape[1]
+        self._kept = torch.zeros(queries, k, dtype=torch.int64, device=device)
+        self._best = like.new_full((queries, k), -torch.inf)
+        self._rows = torch.arange(queries, device=device)
+        self._found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._count = 0
+        # Twice as many groups as the list is long, or the k-th best peak would say little.
+        self._group = _GROUP
+        while self._group > 1 and width // self._group < 2 * k:
+            self._group //= 2
+
+    def add(self, tile: torch.Tensor, first: int) -> None:
+        """A tile of the items ``first`` onwards, ``[queries, width]``; -inf is no candidate."""
+        queries, k = self._kept.shape
+        groups = tile.view(queries, -1, self._group)
+        peaks = groups.amax(2) if self._group > 1 else tile
+        low = self._best[:, -1:]
+        matters = peaks > low
+        row, group = matters.nonzero(as_tuple=True)
+        high = low
+        if len(row) > queries * k and k <= peaks.shape[1]:
+            # k better peaks are k better items.
+            high = peaks.topk(k, dim=1).values[:, -1:]
+            row, group = (matters & (peaks >= high)).nonzero(as_tuple=True)
+        values = groups[row, group]
+        place, column = ((values > low[row]) & (values >= high[row])).nonzero(as_tuple=True)
+        ids = first + group[place] * self._group + column
+        self._found.append((row[place], ids, values[place, column]))
+        self._count += len(ids)
+        if 2 * self._count >= queries * k:
+            self._sort()
+
+    def sorted(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Items and scores, ``[queries, k]``, best first."""
+        self._sort()
+        return self._kept, self._best
+
+    def _sort(self) -> None:
+        queries, k = self._kept.shape
+        own = self._rows.repeat_interleave(k), self._kept.flatten(), self._best.flatten()
+        rows, ids, values = (torch.cat(parts) for parts in zip(own, *self._found, strict=True))
+        # Stable sorts, by score and then by row: equal scores stay in the order of ids.
+        order = torch.sort(values, descending=True, stable=True).indices
+        order = order[torch.sort(rows[order], stable=True).indices]
+        starts = torch.searchsorted(rows[order], self._rows)
+        order = order[starts[:, None] + torch.arange(k, device=rows.device)]
+        self._kept, self._best = ids[order], values[order]
+        self._found, self._count = [], 0
+
+
+class _Barred:
+    """The items that are no candidates for anybody, as -inf to be added to the tiles."""
+
+    def __init__(self, scores: Scores, candidates: torch.Tensor | None) -> None:
+        self._width = scores.shape[1]
+        self._candidates: torch.Tensor | None = None
+        if candidates is not None:
+            if candidates.shape != (scores.columns,):
+                raise ValueError(f"candidates {tuple(candidates.shape)} of {scores.columns} items")
+            self._candidates = candidates.to(scores.device)
+            self._some = [bool(part.any()) for part in self._candidates.split(self._width)]
+
+    def all_of(self, i: int) -> bool:
+        """Whether no item of tile ``i`` is a candidate."""
+        return self._candidates is not None and not self._some[i]
+
+    def mask(self, tile: torch.Tensor, i: int) -> None:
+        """Put -inf on what is barred in tile ``i``."""
+        if self._candidates is None:
+            return
+        first = i * self._width
+        mine = self._candidates[first : first + self._width]
+        penalty = tile.new_zeros(len(mine)).masked_fill_(~mine, -torch.inf)
+        tile[:, : len(mine)] += penalty
 
 
 class _Masks:
