@@ -7,6 +7,8 @@ import typer
 
 from pipeline.cli import AsJson, print_json
 from pipeline.command_options import pair, validated
+from pipeline.errors import LonghaulError
+from pipeline.serve_commands import recommend_served
 
 
 def add_to(app: typer.Typer) -> None:
@@ -84,7 +86,7 @@ def evaluate(
 
 
 def recommend(
-    run: Annotated[str, typer.Argument(help="A run's folder.")],
+    run: Annotated[str, typer.Argument(help="A run's folder, or a bundle's.")],
     output: Annotated[str, typer.Option(help="Parquet file to write.")],
     k: Annotated[int, typer.Option(min=1, help="Items for each user.")] = 10,
     users: Annotated[
@@ -94,13 +96,33 @@ def recommend(
     data: Annotated[
         str | None, typer.Option(help="Another data set than the one trained on.")
     ] = None,
+    save_state: Annotated[
+        str | None, typer.Option(help="Folder to keep users' states in, for new events later.")
+    ] = None,
+    events: Annotated[
+        str | None, typer.Option(help="Parquet file of new events, to be added to --state.")
+    ] = None,
+    state: Annotated[str | None, typer.Option(help="Folder that an earlier run kept.")] = None,
+    columns: Annotated[
+        str, typer.Option(help="Of --events: user, item and time, or user and item.")
+    ] = "user,item,timestamp",
+    skip_unknown_items: Annotated[
+        bool, typer.Option(help="Leave out --events of items that the model does not know.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the best items for all users of a data set, or for a few.
+    """Write the best items for all users of a data set, or for a few; or go on with new events.
 
     [bold]longhaul recommend runs/demo --output recommendations.parquet[/bold]
 
     [bold]longhaul recommend runs/demo --output few.parquet --user 7 --user 12 --json[/bold]
+
+    [bold]longhaul recommend bundles/demo --data data/demo --output r.parquet --save-state s1[/bold]
+
+    [bold]longhaul recommend bundles/demo --events today.parquet --state s1 --output today-r.parquet
+    --save-state s2[/bold]
+
+    With states a model takes whole histories, and each new event in the same time.
     """
     import io
 
@@ -108,11 +130,29 @@ def recommend(
 
     from pipeline import recommend as stage
     from pipeline import storage, world
+    from pipeline.export.bundle import is_bundle
     from pipeline.manifest import open_dataset
     from pipeline.progress import bar
     from pipeline.train.run import load_config
     from pipeline.train.trained import load_trained
 
+    if save_state or events or state or is_bundle(run):
+        if users:
+            raise LonghaulError("--user goes with a run and without states")
+        recommend_served(
+            run,
+            output,
+            k=k,
+            seen=seen,
+            data=data,
+            save_state=save_state,
+            events=events,
+            state=state,
+            columns=columns,
+            skip_unknown_items=skip_unknown_items,
+            as_json=as_json,
+        )
+        return
     placement = load_config(run).placement
     with world.alone(placement.device, placement.threads) as here, bar("recommend") as progress:
         trained = load_trained(run, here.device, _warn)

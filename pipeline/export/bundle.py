@@ -121,8 +121,7 @@ class Bundle:
     def model(self) -> SequentialModel:
         """The model on the CPU, fp32, in evaluation mode."""
         config = models.config_of(self.config.model["name"]).model_validate(self.config.model)
-        with torch.device("meta"):
-            model = models.build(config, self.config.catalogue_size)
+        model = models.build(config, self.config.catalogue_size)
         wanted = {name: tensor.shape for name, tensor in model.named_parameters()}
         weights = dict(self.weights())
         for name, shape in wanted.items():
@@ -132,9 +131,6 @@ class Bundle:
                     f"{self.url}: parameter {name} should be {tuple(shape)}, the bundle has {found}"
                 )
         model.load_state_dict(weights, assign=True)
-        for module in model.modules():  # buffers belong to training, and are no part of a bundle
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, torch.zeros_like(buffer, device="cpu"))
         return model.eval()
 
     def served(self, device: torch.device | str = "cpu") -> ServedModel:

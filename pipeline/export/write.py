@@ -61,7 +61,7 @@ def export_run(
                 parameter.copy_(parameter.bfloat16())
     served = served_of(trained)
     evaluations = [
-        found for found in evaluations_in(trained.recipe.run_url) if found.step == trained.step
+        found for found in evaluations_in(storage.absolute(run_url)) if found.step == trained.step
     ]
     with _all_or_nothing(output):
         config = _config(trained, served, dtype)

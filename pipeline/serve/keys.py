@@ -17,13 +17,16 @@ Key = int | str
 
 
 def as_array(keys: Sequence[Any], strings: bool, what: str) -> np.ndarray:
-    """Keys of a user of the program as an array. LonghaulError for one of another type."""
+    """Keys of a user of the program as an array. LonghaulError for what is no such key."""
     kind: tuple[type, ...] = (str,) if strings else (int, np.integer)
     for key in keys:
         if not isinstance(key, kind) or isinstance(key, bool):
             wanted = "strings" if strings else "integers"
             raise LonghaulError(f"{what} {key!r} is {type(key).__name__}, but {what}s are {wanted}")
     if strings:
+        for key in keys:
+            if "\0" in key:  # numpy would drop it from the end
+                raise LonghaulError(f"{what} {key!r} has a NUL byte")
         return np.array([key.encode() for key in keys], dtype=np.bytes_)
     return np.array(keys, dtype=np.int64)
 

@@ -49,10 +49,7 @@ def start_states(
     A state takes the whole history (of a model with a limit the newest window, where the recipe
     re-encodes): not the newest ``evaluation.max_history`` events.
     """
-    if item_keys(dataset).hash() != served.keys.hash():
-        raise LonghaulError(
-            f"{dataset.url} has another catalogue than the model: ids would mean other items"
-        )
+    check_catalogue(served, dataset)
     manifest = dataset.manifest
     parts = part_count(manifest.users, manifest.events, served.bytes_per_user())
     done = 0
@@ -75,6 +72,14 @@ def start_states(
             if progress is not None:
                 progress(done, manifest.users)
         return kept.commit()
+
+
+def check_catalogue(served: ServedModel, dataset: Dataset) -> None:
+    """LonghaulError where an id means another item in the data set than to the model."""
+    if item_keys(dataset).hash() != served.keys.hash():
+        raise LonghaulError(
+            f"{dataset.url} has another catalogue than the model: its ids mean other items"
+        )
 
 
 def _names(users: np.ndarray, lengths: list[int]) -> list[object]:
