@@ -19,10 +19,11 @@ Key = int | str
 def as_array(keys: Sequence[Any], strings: bool, what: str) -> np.ndarray:
     """Keys of a user of the program as an array. LonghaulError for what is no such key."""
     kind: tuple[type, ...] = (str,) if strings else (int, np.integer)
-    for key in keys:
-        if not isinstance(key, kind) or isinstance(key, bool):
+    for found in set(map(type, keys)):
+        if found is bool or not issubclass(found, kind):
+            key = next(key for key in keys if type(key) is found)
             wanted = "strings" if strings else "integers"
-            raise LonghaulError(f"{what} {key!r} is {type(key).__name__}, but {what}s are {wanted}")
+            raise LonghaulError(f"{what} {key!r} is {found.__name__}, but {what}s are {wanted}")
     if strings:
         for key in keys:
             if "\0" in key:  # numpy would drop it from the end

@@ -216,12 +216,14 @@ class Slots:
 
 def _rounds(slots: np.ndarray, items: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Events of which no two in a round share a slot; those of a slot keep their order."""
+    if len(slots) < 2:
+        return [(slots, items)] if len(slots) else []
     order = np.argsort(slots, kind="stable")
     sorted_slots = slots[order]
     first = np.ones(len(slots), bool)
     first[1:] = sorted_slots[1:] != sorted_slots[:-1]
     if first.all():
-        return [(slots, items)] if len(slots) else []
+        return [(slots, items)]
     starts = np.flatnonzero(first)
     turn = np.arange(len(slots)) - np.repeat(starts, np.diff([*starts, len(slots)]))
     order = order[np.argsort(turn, kind="stable")]

@@ -334,20 +334,12 @@ def test_lists_from_a_bundle_and_from_states_of_it(
     recommend(bundle.url, tmp_path / "states", data=small_set.url, save_state=str(tmp_path / "s"))
     batch, kept = lists_in(tmp_path / "batch"), lists_in(tmp_path / "states")
     assert len(batch) == 300
-    short = [row for row in batch if len(history_of(tmp_path / "s", bundle, row)) <= 16]
+    recommender = Recommender.load(bundle.url)
+    recommender.restore(str(tmp_path / "s"))
+    # Lists of a batch are made from the newest 16 events, states from all.
+    short = [user for user in batch if len(recommender.history(user)) <= 16]
     assert len(short) > 200
     assert [batch[user] for user in short] == [kept[user] for user in short]
-
-
-def history_of(states: Path, bundle: Bundle, user: int) -> list[Any]:
-    key = (str(states), bundle.url)
-    if key not in _RESTORED:
-        _RESTORED[key] = Recommender.load(bundle.url)
-        _RESTORED[key].restore(str(states))
-    return _RESTORED[key].history(user)
-
-
-_RESTORED: dict[tuple[str, str], Recommender] = {}
 
 
 def test_the_commands(small_set: Dataset, run: str, bundle: Bundle, tmp_path: Path) -> None:
