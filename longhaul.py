@@ -6,6 +6,7 @@ nothing that prepares or trains.
 
 from typing import TYPE_CHECKING
 
+# With it comes ``pipeline``, which tells OpenMP how to wait before anything loads torch.
 from pipeline.lazily import lazily
 
 if TYPE_CHECKING:
