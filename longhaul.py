@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from pipeline.manifest import open_dataset as open_dataset
     from pipeline.prepare import PrepareOptions as PrepareOptions
     from pipeline.prepare import prepare as prepare
+    from pipeline.recommend import Request as Request
+    from pipeline.recommend import read_candidates as read_candidates
     from pipeline.recommend import recommend as recommend
+    from pipeline.recommend import recommend_users as recommend_users
     from pipeline.serve.recommender import Recommender as Recommender
     from pipeline.stream.stream import Stream as Stream
     from pipeline.stream.stream import StreamConfig as StreamConfig
@@ -48,7 +51,7 @@ _HOMES = {
     "pipeline.export.write": ("export_run",),
     "pipeline.manifest": ("Dataset", "Manifest", "open_dataset"),
     "pipeline.prepare": ("PrepareOptions", "prepare"),
-    "pipeline.recommend": ("recommend",),
+    "pipeline.recommend": ("Request", "read_candidates", "recommend", "recommend_users"),
     "pipeline.serve.recommender": ("Recommender",),
     "pipeline.stream.stream": ("Stream", "StreamConfig"),
     "pipeline.train.loop": ("train",),

@@ -359,7 +359,7 @@ def assign(document: dict[str, Any], key: str, value: Any) -> None:
 
 
 def nearest(name: str, valid: Sequence[str]) -> str:
-    """The end of a sentence about a wrong name: the one that was meant, or all there are."""
+    """The end of an error on an unknown name: the valid one that is nearest, or all."""
     close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"

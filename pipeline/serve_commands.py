@@ -1,16 +1,12 @@
 """The commands that take a model to where it serves: its bundle, and users' states."""
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pipeline.cli import AsJson, print_json
 from pipeline.errors import LonghaulError
-
-if TYPE_CHECKING:
-    from pipeline.serve.model import ServedModel
 
 
 def add_to(app: typer.Typer) -> None:
@@ -50,7 +46,7 @@ def export(
     typer.echo(f"bundle: {bundle.url}")
 
 
-def recommend_served(
+def recommend_with_states(
     url: str,
     output: str,
     *,
@@ -64,8 +60,9 @@ def recommend_served(
     skip_unknown_items: bool,
     as_json: bool,
 ) -> None:
-    """``longhaul recommend`` of a bundle, or with states; see there."""
+    """``longhaul recommend`` where states are read or kept; see there."""
     from pipeline import world
+    from pipeline.manifest import open_dataset
     from pipeline.progress import bar
     from pipeline.serve.load import load_served
     from pipeline.serve.replay import apply_events, start_states
@@ -100,18 +97,13 @@ def recommend_served(
             if new.unknown:
                 said += f" ({new.unknown:,} of unknown items left out)"
         else:
+            assert save_state is not None
             where = data or known_data
             if where is None:
                 raise LonghaulError(f"{url} is a bundle: name the histories with --data")
-            if save_state is None:
-                users = _batch(served, url, where, output, k, seen, told)
-            else:
-                from pipeline.manifest import open_dataset
-
-                dataset = open_dataset(where)
-                users = start_states(
-                    served, dataset, output, save_state, k=k, seen=seen, progress=told
-                ).users
+            users = start_states(
+                served, open_dataset(where), output, save_state, k=k, seen=seen, progress=told
+            ).users
             document |= {"users": users}
             said = f"{users:,} users"
     if save_state is not None:
@@ -122,35 +114,6 @@ def recommend_served(
     typer.echo(f"{said}, up to {k} items each: {output}")
     if save_state is not None:
         typer.echo(f"states, {served.bytes_per_user():,} bytes a user and 4 an event: {save_state}")
-
-
-def _batch(
-    served: "ServedModel",
-    url: str,
-    data: str,
-    output: str,
-    k: int,
-    seen: bool,
-    told: Callable[[int, int], None],
-) -> int:
-    from pipeline import recommend as stage
-    from pipeline import storage
-    from pipeline.evaluate import ModelScorer
-    from pipeline.export.bundle import read_bundle
-    from pipeline.manifest import open_dataset
-    from pipeline.serve.replay import check_catalogue
-
-    dataset = open_dataset(data)
-    check_catalogue(served, dataset)
-    return stage.recommend(
-        dataset,
-        ModelScorer(served.model, served.masks),
-        storage.absolute(output),
-        k=k,
-        max_history=read_bundle(url).config.protocol["max_history"],
-        seen=seen,
-        progress=told,
-    )
 
 
 def _placement(url: str) -> tuple[str, int | None, str | None]:

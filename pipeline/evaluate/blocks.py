@@ -118,7 +118,7 @@ def read_block(
     batches = []
     for low, high in pairwise(cuts):
         part = slice(low, high)
-        ids, bounds = _take(items, begin[part], tokens[part])
+        ids, bounds = take(items, begin[part], tokens[part])
         packed = torch.from_numpy(ids), torch.from_numpy(bounds)
         first, last = home[part] + start[part], home[part] + stop[part]
         targets, offsets = _targets(items, first, last, protocol)
@@ -126,7 +126,7 @@ def read_block(
         if protocol.seen == "window":
             seen = packed
         elif protocol.seen == "history":
-            everything = _take(items, home[part], start[part])
+            everything = take(items, home[part], start[part])
             seen = torch.from_numpy(everything[0]), torch.from_numpy(everything[1])
         batches.append(
             Queries(
@@ -166,7 +166,7 @@ def _targets(
     """The items to predict from events ``first`` up to ``stop`` of each user, and their offsets."""
     if protocol.targets == "next":
         return items[first], np.arange(len(first) + 1)
-    ids, bounds = _take(items, first, stop - first)
+    ids, bounds = take(items, first, stop - first)
     user = np.repeat(np.arange(len(first)), np.diff(bounds))
     # An item consumed twice is one target.
     base = int(items.max()) + 1
@@ -174,7 +174,7 @@ def _targets(
     return ids, np.searchsorted(user, np.arange(len(first) + 1))
 
 
-def _take(
+def take(
     items: np.ndarray, begin: np.ndarray, lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """``items[begin : begin + length]`` of all users back to back, and their offsets."""

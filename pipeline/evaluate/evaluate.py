@@ -1,9 +1,10 @@
 """Evaluation of a scorer on a data set: every user of a split, once, on any number of workers."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol as Interface
 
+import numpy as np
 import torch
 
 from models.batch import PackedBatch
@@ -17,6 +18,8 @@ from pipeline.evaluate.scores import Scores, TableScores
 from pipeline.evaluate.tally import Tally
 from pipeline.manifest import Dataset
 from pipeline.world import World, current_world
+
+_ENCODED_TOKENS = 16_384  # at once: what lies between a batch of users and the memory of a layer
 
 
 class Scorer(Interface):
@@ -53,10 +56,26 @@ class ModelScorer:
         self._table, self._bias = model.item_scores()
 
     def score(self, batch: PackedBatch) -> TableScores:
-        """See ``Scorer``."""
-        batch = (with_gap(batch) if self._masks else batch).to(self._table.device)
-        hidden = self._model.encode(batch)
-        return TableScores(hidden[batch.offsets[1:] - 1].float(), self._table, self._bias)
+        """See ``Scorer``. Large batches are encoded in parts, whole segments in each."""
+        batch = with_gap(batch) if self._masks else batch
+        last = []
+        for part in _parts(batch):
+            here = part.to(self._table.device)
+            last.append(self._model.encode(here)[here.offsets[1:] - 1].float())
+        return TableScores(torch.cat(last), self._table, self._bias)
+
+
+def _parts(batch: PackedBatch) -> Iterator[PackedBatch]:
+    """Consecutive segments of a batch, up to ``_ENCODED_TOKENS`` where they are several."""
+    offsets = batch.offsets.numpy()
+    low = 0
+    while low < len(offsets) - 1:
+        fit = int(np.searchsorted(offsets, offsets[low] + _ENCODED_TOKENS, side="right")) - 1
+        high = max(low + 1, fit)
+        tokens = slice(offsets[low], offsets[high])
+        bounds = batch.offsets[low : high + 1] - offsets[low]
+        yield PackedBatch(batch.items[tokens], bounds, batch.targets[tokens])
+        low = high
 
 
 def with_gap(batch: PackedBatch) -> PackedBatch:

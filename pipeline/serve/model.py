@@ -3,12 +3,16 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from models import SequentialModel
 from pipeline.serve.config import ServingConfig
 from pipeline.serve.keys import ItemKeys
+
+if TYPE_CHECKING:
+    from pipeline.evaluate import ModelScorer
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,12 @@ class ServedModel:
     def steps(self) -> bool:
         """Whether an event can be added to a state; else the window is encoded at every event."""
         return self.model.config.causal
+
+    def scorer(self) -> "ModelScorer":
+        """The model as evaluation and recommendation ask it."""
+        from pipeline.evaluate import ModelScorer  # which needs more than a server has
+
+        return ModelScorer(self.model, self.masks)
 
     def bytes_per_user(self) -> int:
         """Of a state, the last hidden state with it; the history's items take 4 each besides."""

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import LonghaulError
-from pipeline.manifest import Dataset
+from pipeline.export.bundle import Bundle
+from pipeline.manifest import Dataset, open_dataset
 from pipeline.serve.keys import ItemKeys, as_list
 from pipeline.serve.lists import ListsWriter, writing_lists
 from pipeline.serve.model import ServedModel
@@ -49,7 +50,7 @@ def start_states(
     A state takes the whole history (of a model with a limit the newest window, where the recipe
     re-encodes): not the newest ``evaluation.max_history`` events.
     """
-    check_catalogue(served, dataset)
+    check_catalogue(served.keys, dataset)
     manifest = dataset.manifest
     parts = part_count(manifest.users, manifest.events, served.bytes_per_user())
     done = 0
@@ -74,9 +75,18 @@ def start_states(
         return kept.commit()
 
 
-def check_catalogue(served: ServedModel, dataset: Dataset) -> None:
+def data_of_bundle(bundle: Bundle, data: str | None) -> Dataset:
+    """The data set to recommend for. LonghaulError where none is named, or ids differ."""
+    if data is None:
+        raise LonghaulError(f"{bundle.url} is a bundle: name the histories with --data")
+    dataset = open_dataset(data)
+    check_catalogue(bundle.item_keys(), dataset)
+    return dataset
+
+
+def check_catalogue(keys: ItemKeys, dataset: Dataset) -> None:
     """LonghaulError where an id means another item in the data set than to the model."""
-    if item_keys(dataset).hash() != served.keys.hash():
+    if item_keys(dataset).hash() != keys.hash():
         raise LonghaulError(
             f"{dataset.url} has another catalogue than the model: its ids mean other items"
         )

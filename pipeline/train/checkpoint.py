@@ -110,6 +110,11 @@ class Commit(_Part):
     attempt: int
     versions: dict[str, str]
 
+    @property
+    def sha256(self) -> str:
+        """Of what is in the files: the checkpoint's identity."""
+        return sha256("".join(chunk for file in self.files for chunk in file.sha256).encode())
+
 
 @dataclass(frozen=True, order=True)
 class Place:

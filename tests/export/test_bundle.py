@@ -22,8 +22,10 @@ from pipeline.export.bundle import Bundle, read_bundle
 from pipeline.export.step import export_step
 from pipeline.export.write import export_run
 from pipeline.manifest import Dataset
+from pipeline.recommend import Request
+from pipeline.recommend import recommend as recommend_all
 from pipeline.serve.recommender import Recommender
-from pipeline.serve_commands import recommend_served
+from pipeline.serve_commands import recommend_with_states
 from pipeline.train.trained import load_trained
 from tests.models.test_models import CAUSAL, fresh
 from tests.train.runs import environment, longhaul, recipe, train_apart, train_here
@@ -320,7 +322,7 @@ def recommend(url: str, output: Path, **given: Any) -> None:
     options: dict[str, Any] = dict.fromkeys(["data", "save_state", "events", "state"])
     options |= {"k": 5, "seen": False, "columns": "user,item,timestamp"}
     options |= {"skip_unknown_items": False, "as_json": True}
-    recommend_served(url, str(output), **{**options, **given})
+    recommend_with_states(url, str(output), **{**options, **given})
 
 
 def lists_in(file: Path) -> dict[Any, list[Any]]:
@@ -330,9 +332,10 @@ def lists_in(file: Path) -> dict[Any, list[Any]]:
 def test_lists_from_a_bundle_and_from_states_of_it(
     small_set: Dataset, run: str, bundle: Bundle, tmp_path: Path
 ) -> None:
-    recommend(bundle.url, tmp_path / "batch", data=small_set.url)
+    request = Request(small_set, str(tmp_path / "batch"), k=5, max_history=16)
+    recommend_all(request, bundle.served().scorer())
     recommend(bundle.url, tmp_path / "states", data=small_set.url, save_state=str(tmp_path / "s"))
-    batch, kept = lists_in(tmp_path / "batch"), lists_in(tmp_path / "states")
+    batch, kept = lists_in(tmp_path / "batch" / "part-00000.parquet"), lists_in(tmp_path / "states")
     assert len(batch) == 300
     recommender = Recommender.load(bundle.url)
     recommender.restore(str(tmp_path / "s"))
@@ -369,15 +372,19 @@ def test_options_that_do_not_go_together(bundle: Bundle, tmp_path: Path) -> None
     for match, options in {
         "give both or neither": {"events": "e.parquet"},
         "not from --data": {"events": "e.parquet", "state": "s", "data": "d"},
-        "name the histories with --data": {},
+        "name the histories with --data": {"save_state": "s"},
         "USER,ITEM or USER,ITEM,TIME": {"events": "e", "state": "s", "columns": "user"},
     }.items():
         with pytest.raises(LonghaulError, match=match):
             recommend(bundle.url, tmp_path / "out", **options)
 
 
-def test_the_command_exports(run: str, tmp_path: Path) -> None:
+def test_the_command_exports(small_set: Dataset, run: str, tmp_path: Path) -> None:
     said = longhaul("export", run, "--output", "bundle", "--bf16", cwd=tmp_path)
     assert said.returncode == 0, said.stderr
     assert "weights-000.safetensors" in said.stdout
     assert read_bundle(str(tmp_path / "bundle")).config.dtype == "bf16"
+    few = ["--output", "few.parquet", "--data", small_set.url, "--user", "4"]
+    said = longhaul("recommend", "bundle", *few, cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert lists_in(tmp_path / "few.parquet").keys() == {4}
