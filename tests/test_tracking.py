@@ -138,7 +138,8 @@ def test_a_bundle_is_an_artifact_of_its_run(small_set: Dataset, tmp_path: Path) 
     assert of_kind(trained, "run")[0].run_id == of_kind(exported, "run")[0].run_id
     (artifact,) = of_kind(exported, "artifact")
     assert (artifact.type, artifact.use_after_commit) == ("bundle", False)
-    assert artifact.manifest.contents[0].ref == f"file://{tmp_path}/bundle"
+    named = {content.ref for content in artifact.manifest.contents}
+    assert named == {f"file://{path}" for path in (tmp_path / "bundle").iterdir()}
     facts = json.loads(artifact.metadata)
     assert (facts["step"], facts["model_hash"]) == (12, bundle.config.model_hash)
     assert facts["data"] == small_set.fingerprint

@@ -1,6 +1,7 @@
 """States of all users of a data set, and new events on top of them: a server's work, in batch."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -54,24 +55,21 @@ def start_states(
     manifest = dataset.manifest
     parts = part_count(manifest.users, manifest.events, served.bytes_per_user())
     done = 0
-    with (
-        writing_states(states, served, manifest.user_type) as kept,
-        writing_lists(output, served, manifest.user_type, k, seen) as lists,
-    ):
-        for users, histories in _by_part(dataset, parts):
-            slots = Slots(served)
-            of_users = slots.add(len(users))
-            lengths = [len(history) for history in histories]
-            of_events = np.repeat(of_users, lengths)
-            items = np.concatenate([np.empty(0, np.int64), *histories])
-            slots.check(of_events, _names(users, lengths))
-            slots.take(of_events, items)
-            rows = slots.rows(of_users)
-            kept.write(Part(users, rows))
-            lists.write(users, rows)
-            done += len(users)
-            if progress is not None:
-                progress(done, manifest.users)
+    with writing_states(states, served, manifest.user_type) as kept:
+        with writing_lists(output, served, manifest.user_type, k, seen) as lists:
+            for users, histories in _by_part(dataset, parts):
+                slots = Slots(served)
+                of_users = slots.add(len(users))
+                lengths = [len(history) for history in histories]
+                of_events = np.repeat(of_users, lengths)
+                slots.check(of_events, _names(users, lengths))
+                slots.take(of_events, np.concatenate([np.empty(0, np.int64), *histories]))
+                rows = slots.rows(of_users)
+                kept.write(Part(users, rows))
+                lists.write(users, rows)
+                done += len(users)
+                if progress is not None:
+                    progress(done, manifest.users)
         return kept.commit()
 
 
@@ -209,13 +207,14 @@ def apply_events(
     homes = homes_of(new.users, len(before.parts))
     by_home = np.argsort(homes, kind="stable")
     bounds = np.searchsorted(homes[by_home], np.arange(len(before.parts) + 1))
-    with writing_lists(output, served, user_type, k, seen) as lists:
-        if save_states is None:
-            _apply(served, before, new, by_home, bounds, lists, None, progress)
-        else:
-            with writing_states(save_states, served, user_type) as kept:
-                _apply(served, before, new, by_home, bounds, lists, kept, progress)
-                kept.commit()
+    keeping: AbstractContextManager[StatesWriter | None] = nullcontext()
+    if save_states is not None:
+        keeping = writing_states(save_states, served, user_type)
+    with keeping as kept:
+        with writing_lists(output, served, user_type, k, seen) as lists:
+            _apply(served, before, new, by_home, bounds, lists, kept, progress)
+        if kept is not None:
+            kept.commit()
     return lists.users, new
 
 
