@@ -8,7 +8,6 @@ sizes and homes of the table are all alike, and a rank reads what it keeps, some
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -18,36 +17,19 @@ import torch
 
 from models import ModelConfig
 from pipeline import storage
-from pipeline.config import Recipe, parse_recipe
+from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset
 from pipeline.train.checkpoint import Origin
 from pipeline.train.engine import Engine, Read
-from pipeline.train.kept_items import keys_of_run
 from pipeline.train.run import differences
+from pipeline.train.source import Shapes, Source, open_source
 from pipeline.train.table.dealt import BIASES, BLOCK_ROWS, VECTORS
 from pipeline.train.table.sharded import Start, started_rows
-from pipeline.train.trained import best_checkpoint
 from pipeline.world import World
 
 _NAMED = 3  # parameters that an error names
 _NEW = -1
-
-Shapes = dict[str, list[int]]
-"""Of the parameters by name."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Weights to begin with. keys: of its items, entry ``i - 1`` that of item ``i``."""
-
-    url: str
-    step: int
-    sha256: str
-    model: ModelConfig
-    shapes: Shapes
-    read: Read
-    keys: pa.ChunkedArray
 
 
 def begin_with(
@@ -86,25 +68,6 @@ def begin_with(
         problem = error
     world.agree(problem)
     return origin
-
-
-def open_source(url: str, warn: Callable[[str], None]) -> Source:
-    """The best checkpoint of the run at ``url``."""
-    if not storage.exists(storage.join(url, "config.yaml")):
-        raise LonghaulError(
-            f"train.init_from: no run or bundle at {url}: config.yaml and bundle.json are missing"
-        )
-    kept = best_checkpoint(url, warn)
-    recipe = parse_recipe(kept.commit.recipe, kept.url)
-    return Source(
-        url=url,
-        step=kept.state.step,
-        sha256=kept.commit.sha256,
-        model=recipe.model,
-        shapes={name: shape for name, shape in kept.commit.shapes.items() if "/" not in name},
-        read=kept.read,
-        keys=keys_of_run(url, kept, recipe),
-    )
 
 
 def check_fit(
@@ -151,7 +114,7 @@ def match(keys: pa.ChunkedArray, source: Source) -> np.ndarray:
 
     Token 0 is the same everywhere; -1 for an item that the source does not know.
     """
-    here, there = (column.combine_chunks() for column in (keys, source.keys))
+    here, there = _keys(keys), _keys(source.keys)
     if here.type != there.type:
         raise LonghaulError(
             f"the items of train.init_from {source.url} have keys of type {there.type}, those of "
@@ -160,6 +123,12 @@ def match(keys: pa.ChunkedArray, source: Source) -> np.ndarray:
     found = np.zeros(len(here) + 1, np.int64)
     found[1:] = pc.add(pc.fill_null(pc.index_in(here, there), _NEW - 1), 1)
     return found
+
+
+def _keys(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """int64, or strings of one type whatever kept them."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return array.cast(pa.int64() if pa.types.is_integer(array.type) else pa.large_string())
 
 
 def _origin(source: Source, found: np.ndarray) -> Origin:

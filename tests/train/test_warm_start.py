@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
+from pipeline.export.write import export_run
 from pipeline.manifest import Dataset, open_dataset
 from pipeline.prepare import PrepareOptions, prepare
 from pipeline.train import warm_start
@@ -224,6 +225,40 @@ def test_resuming_needs_no_source(
     shutil.rmtree(source.run_url)
     assert train_here(parted).state == "done"
     assert_bit_equal(final_tensors(parted), final_tensors(whole))
+
+
+@pytest.mark.parametrize("table", [{}, SHARDED], ids=["dense", "sharded"])
+def test_a_bundle_is_a_source(
+    sets: tuple[Dataset, Dataset],
+    small_set: Dataset,
+    tmp_path: Path,
+    table: dict[str, Any],
+) -> None:
+    """The same rows as from the run, with keys of strings and integers; bf16 is rounded."""
+    for number, (old, new) in enumerate([sets, (small_set, small_set)]):
+        source = trained(old, tmp_path, f"old-{number}")
+        of_run = warm(new, tmp_path, source, f"of-run-{number}", train__table=table)
+        train_here(of_run)
+        export_run(source.run_url, f"{tmp_path}/bundle-{number}")
+        export_run(source.run_url, f"{tmp_path}/half-{number}", dtype="bf16")
+        shutil.rmtree(source.run_url)
+        states = []
+        for kind in ("bundle", "half"):
+            url, name = f"{tmp_path}/{kind}-{number}", f"of-{kind}-{number}"
+            wanted = warm(new, tmp_path, url, name, train__table=table)
+            train_here(wanted)
+            states.append(begun(wanted))
+        assert_bit_equal(states[0], begun(of_run))
+        fresh = 0 if old is new else 8 * 3  # elements of rows that are new, and not rounded
+        for name, tensor in states[1].items():
+            rounded = states[0][name].bfloat16().float() == tensor
+            assert int((~rounded).sum()) <= (fresh if name == VECTORS else 0)
+    weights = tmp_path / "bundle-0" / "weights-000.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(LonghaulError, match="weights-000.safetensors is damaged"):
+        train_here(warm(sets[1], tmp_path, f"{tmp_path}/bundle-0", "refused"))
 
 
 def test_a_warm_run_starts_lower(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
