@@ -117,8 +117,8 @@ def match(keys: pa.ChunkedArray, source: Source) -> np.ndarray:
     here, there = _keys(keys), _keys(source.keys)
     if here.type != there.type:
         raise LonghaulError(
-            f"the items of train.init_from {source.url} have keys of type {there.type}, those of "
-            f"the data set {here.type}: prepare the log with the same item column"
+            f"the items of train.init_from {source.url} have {_kind(there)} as keys, those of the "
+            f"data set {_kind(here)}: prepare the log with the same item column"
         )
     found = np.zeros(len(here) + 1, np.int64)
     found[1:] = pc.add(pc.fill_null(pc.index_in(here, there), _NEW - 1), 1)
@@ -129,6 +129,10 @@ def _keys(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """int64, or strings of one type whatever kept them."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return array.cast(pa.int64() if pa.types.is_integer(array.type) else pa.large_string())
+
+
+def _kind(keys: pa.Array) -> str:
+    return "integers" if pa.types.is_integer(keys.type) else "strings"
 
 
 def _origin(source: Source, found: np.ndarray) -> Origin:
