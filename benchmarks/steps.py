@@ -57,6 +57,11 @@ def measured(
 def steps(recipe: Recipe, here: World, seconds: float) -> dict[str, Any]:
     """Train for about ``seconds``. bytes: what rank 0 sends and gets in a step."""
     moved = Traffic(here.world_size)
+    with moved.counted():  # from before the engine, which may keep the functions
+        return _steps(recipe, here, seconds, moved)
+
+
+def _steps(recipe: Recipe, here: World, seconds: float, moved: "Traffic") -> dict[str, Any]:
     dataset = open_dataset(recipe.data.path)
     before = _resident()
     _PEAK[0].write_text(_PEAK[1])
@@ -73,24 +78,23 @@ def steps(recipe: Recipe, here: World, seconds: float) -> dict[str, Any]:
     stream.start(0)
     taken: list[float] = []
     targets = epoch = 0
-    with moved.counted():
-        while len(taken) <= _WARM or sum(taken[_WARM:]) < seconds:
-            if len(taken) == _WARM:
-                moved.bytes, targets = 0, 0
-            began = time.perf_counter()
-            step = stream.next_step()
-            asked, segments = here.sum_integers([step.targets, step.segments]).tolist()
-            if not segments:
-                epoch += 1
-                stream.start(epoch)
-                continue
-            for micro in step.micro:
-                torch.manual_seed(micro.lane)
-                engine.backward(micro.batch, asked)
-            engine.update(recipe.train.optimizer.lr)
-            targets += asked
-            # All ranks count the same time, so that they stop at the same step.
-            taken.append(here.sum_float(time.perf_counter() - began) / here.world_size)
+    while len(taken) <= _WARM or sum(taken[_WARM:]) < seconds:
+        if len(taken) == _WARM:
+            moved.bytes, targets = 0, 0
+        began = time.perf_counter()
+        step = stream.next_step()
+        asked, segments = here.sum_integers([step.targets, step.segments]).tolist()
+        if not segments:
+            epoch += 1
+            stream.start(epoch)
+            continue
+        for micro in step.micro:
+            torch.manual_seed(micro.lane)
+            engine.backward(micro.batch, asked)
+        engine.update(recipe.train.optimizer.lr)
+        targets += asked
+        # All ranks count the same time, so that they stop at the same step.
+        taken.append(here.sum_float(time.perf_counter() - began) / here.world_size)
     stream.close()
     timed = sorted(taken[_WARM:])
     return {
