@@ -55,7 +55,7 @@ def user_metrics(
     found = np.cumsum(hits, axis=1)
     gain = np.cumsum(hits * discount, axis=1)
     best = np.cumsum(discount)
-    first = -np.diff(missed, axis=1, prepend=1.0)
+    first = np.concatenate([np.ones((users, 1)), missed[:, :-1]], axis=1) - missed
     reciprocal = np.cumsum(first / place, axis=1)
 
     metrics: dict[str, np.ndarray] = {}

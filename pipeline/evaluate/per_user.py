@@ -113,11 +113,9 @@ class PerUserWriter:
 
     def commit(self, scorer: str, step: int | None, protocol: Protocol, dataset: Dataset) -> None:
         """All workers: the parts are complete; from now on they exist."""
-        written = sorted(
-            (part for parts in self._world.gather(self._written) for part in parts),
-            key=lambda part: part[0],
-        )
-        metrics = next(filter(None, self._world.gather(self._metrics)), ())
+        gathered = self._world.gather((self._written, self._metrics))
+        written = sorted(part for parts, _ in gathered for part in parts)
+        metrics = next(filter(None, (names for _, names in gathered)), ())
         found = PerUser(
             scorer=scorer,
             step=step,

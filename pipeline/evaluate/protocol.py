@@ -1,6 +1,6 @@
 """What is asked of an evaluation, and what it answers: both are part of every result file."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -37,7 +37,7 @@ class Protocol(_Part):
     users: int | None = Field(
         None, ge=1, description="only the first so many users of the data set; null for all"
     )
-    candidates: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
+    candidates: Literal["all"] | int = Field(
         "all",
         description="all: the whole catalogue is ranked; a number: only so many items drawn for "
         "each user, uniformly from those that are candidates, beside his targets. Such a result "
@@ -48,6 +48,13 @@ class Protocol(_Part):
         False,
         description="also coverage, popularity and novelty of the lists; about doubles the ranking",
     )
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _candidates(cls, given: object) -> object:
+        if given != "all" and (type(given) is not int or given < 1):
+            raise ValueError(f"all or a number of items from 1 on, not {given!r}")
+        return given
 
     @model_validator(mode="before")
     @classmethod

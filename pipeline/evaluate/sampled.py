@@ -25,6 +25,11 @@ def rank_among_sampled(scores: Scores, queries: Queries, protocol: Protocol) -> 
     """
     number = protocol.candidates
     assert number != "all"
+    if len(scores.held) < scores.columns:
+        raise LonghaulError(
+            "an item table that is dealt over workers is ranked whole: set evaluation.candidates "
+            "all, or evaluate with one worker"
+        )
     targets = np.split(queries.targets.numpy(), queries.offsets.numpy()[1:-1])
     seen: list[np.ndarray] = [np.empty(0, np.int64)] * scores.rows
     if queries.seen is not None:
@@ -36,8 +41,8 @@ def rank_among_sampled(scores: Scores, queries: Queries, protocol: Protocol) -> 
         drawn = draw(key, protocol.candidates_seed, number, scores.columns - 1, barred)
         if drawn is None:
             raise LonghaulError(
-                f"{number} candidates cannot be drawn for {queries.name(row)}: less than that of "
-                f"the {scores.columns - 1} items are left; ask for fewer, or for all"
+                f"{number} candidates cannot be drawn for {queries.name(row)}: fewer of the "
+                f"{scores.columns - 1} items are left for him; ask for fewer, or for all"
             )
         rows.append(np.sort(np.concatenate([[0], np.unique(targets[row]), drawn])))
     kept, filling = _pick(scores, rows)

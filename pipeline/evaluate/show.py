@@ -19,51 +19,62 @@ GROUPS = {
 }
 
 
-def table_of(evaluations: list[Evaluation]) -> Table:
-    """The evaluations side by side, for a terminal."""
+def tables_of(evaluations: list[Evaluation]) -> list[Table]:
+    """The evaluations side by side, for a terminal; what their lists are like in a second table."""
+    names = metrics_shown(evaluations)
+    tables = [_table(evaluations, [name for name in names if name not in _LISTS])]
+    if len(tables[0].columns) < len(names) + 2:
+        tables.append(_table(evaluations, [name for name in names if name in _LISTS]))
+    protocol = evaluations[0].result.protocol
+    tables[-1].caption = (
+        f"{protocol.split}, {protocol.ranking}, seen items: {protocol.seen}, "
+        f"input: newest {protocol.max_history}; ±: 95 % interval"
+    )
+    return tables
+
+
+def _table(evaluations: list[Evaluation], names: list[str]) -> Table:
     table = Table(box=rich.box.SIMPLE_HEAD)
     table.add_column("scorer")
-    names = metrics_shown(evaluations)
     for name in (*names, "users"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for evaluation in evaluations:
         table.add_row(*cells(evaluation, names))
         widths = evaluation.result.half_widths
         around = [f"±{widths[name]:.4f}" if name in widths else "" for name in names]
         table.add_row("", *around, "", style="dim")
-    protocol = evaluations[0].result.protocol
-    table.caption = (
-        f"{protocol.split}, {protocol.ranking}, seen items: {protocol.seen}, "
-        f"input: newest {protocol.max_history}; ±: 95 % interval"
-    )
     return table
 
 
 def tables_of_groups(evaluations: list[Evaluation]) -> list[Table]:
     """One table for each way to group users or targets, with all scorers."""
     tables = []
-    names = [name for name in metrics_shown(evaluations) if name not in _LISTS]
+    names = [name for name in metrics_shown(evaluations) if name not in _LISTS][:2]
     for kind, (title, order) in GROUPS.items():
         table = Table(box=rich.box.SIMPLE_HEAD, title=f"by {title}")
-        table.add_column("group")
-        table.add_column("scorer")
-        count = "users" if kind == "history" else "targets"
-        for name in (*names, "±", count):
-            table.add_column(name, justify="right")
+        table.add_column("group", no_wrap=True)
+        table.add_column("scorer", no_wrap=True)
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column("±", justify="right", no_wrap=True)
+        table.add_column("users" if kind == "history" else "targets", justify="right", no_wrap=True)
         for group in order:
+            label = group
             for evaluation in evaluations:
                 found = evaluation.result.groups.get(kind, {}).get(group)
                 if found is None:
                     continue
-                width = found.half_widths.get(names[-1])
-                table.add_row(
-                    group if evaluation is evaluations[0] else "",
-                    evaluation.scorer,
-                    *(f"{found.metrics[name]:.4f}" for name in names),
-                    "" if width is None else f"{width:.4f}",
-                    f"{found.targets if found.users is None else found.users:,}",
-                )
-        table.caption = f"±: half of the 95 % interval of {names[-1]}"
+                values = []
+                for name in names:
+                    width = found.half_widths.get(name)
+                    values += [
+                        f"{found.metrics[name]:.4f}",
+                        "" if width is None else f"{width:.4f}",
+                    ]
+                number = found.targets if found.users is None else found.users
+                table.add_row(label, evaluation.scorer, *values, f"{number:,}")
+                label = ""
+        table.caption = "±: half of the 95 % interval"
         tables.append(table)
     return tables
 
@@ -74,7 +85,7 @@ def table_of_comparison(found: Comparison) -> Table:
     table.add_column("scorer", overflow="fold")
     table.add_column("metric")
     for name in ("mean", "baseline", "difference", "95 % interval", "p"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for one in found.differences:
         low, high = one.interval
         table.add_row(
@@ -83,7 +94,7 @@ def table_of_comparison(found: Comparison) -> Table:
             f"{one.mean:.4f}",
             f"{one.baseline_mean:.4f}",
             f"{one.difference:+.4f}",
-            f"{low:+.4f} to {high:+.4f}",
+            f"{low:+.4f}, {high:+.4f}",
             f"{one.p_corrected:.2g}",
         )
     protocol = found.protocol

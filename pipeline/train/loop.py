@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-import models
 from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset, open_dataset
 from pipeline.progress import Bar
 from pipeline.stream.lane import Position
-from pipeline.stream.order import micro_steps, seed_of
+from pipeline.stream.order import seed_of
 from pipeline.stream.stream import DIGEST, RankStep, Stream
 from pipeline.tracking.tracker import Tracker
 from pipeline.train import checkpoint
+from pipeline.train.assembly import build_engine
 from pipeline.train.checkpoint import Best, Checkpoint, DataState, TrainState
-from pipeline.train.engine import Engine, build_engine
+from pipeline.train.engine import Engine
 from pipeline.train.node_load import NodeLoad
 from pipeline.train.optimizer import learning_rate
 from pipeline.train.plan import Plan, Tally
@@ -106,22 +106,17 @@ class Training:
         self._tracker: Tracker | None = None
         self._outcome: State = "failed"  # until it is told otherwise
         self.dataset: Dataset = open_dataset(recipe.data.path)
-        config = recipe.train
-        torch.manual_seed(config.seed)
-        items = self.dataset.manifest.catalogue_size
-        model = models.build(recipe.model, items)
-        micro = micro_steps(world.world_size, recipe.data.lanes)
         self.stream = Stream(
             self.dataset,
             recipe.data,
-            seed=config.seed,
+            seed=recipe.train.seed,
             rank=world.rank,
             world_size=world.world_size,
-            objective=config.objective,
+            objective=recipe.train.objective,
             reading=recipe.reading,
         )
-        self.engine: Engine = build_engine(model, config, world, micro)
-        self.saver = Saver(recipe, items, world, attempt)
+        self.engine: Engine = build_engine(recipe, self.dataset, world)
+        self.saver = Saver(recipe, self.dataset.manifest.catalogue_size, world, attempt)
         self.state = self._resume(skipped)
         self._tally = Tally(world.device)
         self._load = NodeLoad(world)
@@ -298,7 +293,9 @@ class Training:
         assert config is not None
         began = time.perf_counter()
         with self.engine.scoring():
-            metrics = validate(self.dataset, self.engine.model, self.recipe, self.world)
+            # Before ranking: a forward pass of ZeRO 3 lets the weights go again.
+            told = self.engine.model.diagnostics()
+            metrics = validate(self.dataset, self.engine.scorer(), self.recipe, self.world)
         if config.metric not in metrics:
             raise LonghaulError(
                 f"train.validation.metric {config.metric!r} is not computed; there are: "
@@ -316,7 +313,7 @@ class Training:
             }
         )
         record = {f"validation/{name}": value for name, value in metrics.items()}
-        record |= {f"model/{k}": v for k, v in self.engine.model.diagnostics().items()}
+        record |= {f"model/{name}": value for name, value in told.items()}
         self._log({"step": self.state.step, **record, "seconds": time.perf_counter() - began})
         return improved
 
