@@ -105,7 +105,7 @@ def test_evaluations_join_the_run(small_set: Dataset, tmp_path: Path) -> None:
     (row,) = rows(evaluated)
     kinds = {name.split("/")[0]: value for name, value in row.items() if name.endswith("_type")}
     assert kinds == {"evaluations": "table-file", "report": "image-file"}
-    assert row["evaluations/nrows"] == 3
+    assert row["evaluations/nrows"] == 4
     summary = {
         "/".join([item.key, *item.nested_key]).strip("/"): item.value_json
         for update in of_kind(evaluated, "summary")
