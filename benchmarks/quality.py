@@ -1,33 +1,40 @@
 """Every frozen recipe on real data: trained, ranked over the whole catalogue, put in one table.
 
-    python -m benchmarks.quality [SET ...] [--only RECIPE ...] [--seeds 1] [--runs FOLDER]
+    python -m benchmarks.quality train [SET ...] [--only RECIPE ...] [--seeds 1] [--runs FOLDER]
+    python -m benchmarks.quality time [SET ...]
+    python -m benchmarks.quality page
 
-SET is a folder of ``configs``; its log is looked for in ``LONGHAUL_TEST_DATA``. Runs that are done
-are not trained again and runs that were cut off go on, so the hours this takes can be had in parts.
-The time of an epoch is measured by itself at the end: the training alone, a recipe at a time.
+SET is a folder of ``configs``; its log is looked for in ``LONGHAUL_TEST_DATA``. What a recipe
+reached is kept in ``results/quality``, a file a seed, and is not trained again until the recipe
+changes; a training that was cut off goes on. So the many hours this takes can be had in parts, on
+several machines. ``time`` measures the training alone, a recipe at a time, on a machine that does
+nothing else; ``page`` makes the tables of what is kept.
 """
 
 import argparse
+import datetime
+import json
 import os
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import surroundings, write_result
+from benchmarks.report import RESULTS, surroundings, write_result
 from benchmarks.updates import rate, targets_an_epoch, updates
-from pipeline.config import Recipe, load_recipe
-from pipeline.evaluate import Protocol, Result
+from pipeline.config import Recipe, load_recipe, read_document
+from pipeline.evaluate import Protocol
 from pipeline.evaluate.of_run import evaluate_run
 from pipeline.manifest import Dataset, open_dataset
 from pipeline.prepare import PrepareOptions, prepare
 from pipeline.progress import bar
 from pipeline.train import loop
+from pipeline.train.run import versions
 from pipeline.train.trained import load_trained
 from pipeline.world import World, alone
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+KEPT = RESULTS / "quality"
 DATA = Path(os.environ.get("LONGHAUL_TEST_DATA", "../shared/data"))
 SETS: dict[str, tuple[str, dict[str, Any]]] = {
     "ml-1m": ("ml-1m.txt", {}),
@@ -53,35 +60,9 @@ PUBLISHED = {
     ("ml-1m", "recgrela"): ".3311 / .1959, not masked; padded, both ways, a row a prefix",
     ("ml-1m", "sasrec"): ".3152 / .1821, masked",
 }
+TIMED_SECONDS = 8.0
 
-
-@dataclass
-class Line:
-    """What the tables say of one scorer; a Result a seed, by protocol."""
-
-    name: str
-    recipe: Recipe | None = None
-    results: dict[str, list[Result]] = field(default_factory=dict)
-    epoch_seconds: float | None = None
-
-    def cells(self, data: str) -> list[str]:
-        """The line of the table."""
-        told = [self.name, *(cell for seen in SEEN for cell in self.means(seen))]
-        seeds = str(len(self.results[SEEN[0]])) if self.recipe else ""
-        steps = f"{self.recipe.train.steps:,}" if self.recipe else ""
-        seconds = f"{self.epoch_seconds:,.1f}" if self.epoch_seconds else ""
-        return [*told, steps, seeds, seconds, PUBLISHED.get((data, self.name), "")]
-
-    def means(self, protocol: str) -> list[str]:
-        """HR@10 and NDCG@10."""
-        found = [result.metrics for result in self.results[protocol]]
-        return [_mean([metrics[name] for metrics in found]) for name in ("hr@10", "ndcg@10")]
-
-
-def _mean(values: list[float]) -> str:
-    told = f"{statistics.mean(values):.4f}".removeprefix("0")
-    spread = f" ± {statistics.stdev(values):.4f}".replace("0.", ".") if len(values) > 1 else ""
-    return told + spread
+Record = dict[str, Any]
 
 
 def prepared(name: str, work: Path) -> Dataset:
@@ -93,15 +74,28 @@ def prepared(name: str, work: Path) -> Dataset:
     return open_dataset(str(folder))
 
 
-def trained_and_ranked(
-    path: Path, seed: int, dataset: Dataset, work: Path, world: World, baselines: bool
-) -> Iterator[tuple[str, Recipe, str, Result]]:
-    """(scorer, recipe, protocol, result) of one recipe and, as asked, the baselines."""
+def recipes(name: str, only: list[str]) -> list[Path]:
+    """The recipes of a set. One of another file than the set's is a table of its own."""
+    found = sorted((CONFIGS / name).glob("*.yaml"))
+    return [
+        path for path in found if (not only or path.stem in only) and "published" not in path.stem
+    ]
+
+
+def changed(path: Path, seed: int, dataset: Dataset, work: Path) -> Recipe:
+    """The recipe as it is run here."""
     changes = [f"data.path={dataset.url}", f"runs={work / 'runs'}"]
-    recipe = load_recipe(str(path), changes)
     if seed:
-        changes += [f"train.seed={seed}", f"name={recipe.name}-seed-{seed}"]
-        recipe = load_recipe(str(path), changes)
+        name = load_recipe(str(path)).name
+        changes += [f"train.seed={seed}", f"name={name}-seed-{seed}"]
+    return load_recipe(str(path), changes)
+
+
+def train_and_rank(
+    path: Path, seed: int, dataset: Dataset, work: Path, world: World, baselines: bool
+) -> Iterator[tuple[str, str, Record]]:
+    """(scorer, protocol, what it reached) of one recipe and, as asked, the baselines."""
+    recipe = changed(path, seed, dataset, work)
     with bar(f"train {recipe.name}") as progress:
         if loop.train(recipe, world, progress).state != "done":
             raise SystemExit("stopped: the same command goes on")
@@ -114,100 +108,187 @@ def trained_and_ranked(
     for name, protocol in protocols.items():
         with_baselines = baselines and name != WHOLE
         for found in evaluate_run(trained, dataset, protocol, world, baselines=with_baselines):
-            scorer = path.stem if found.step is not None else found.scorer
-            yield scorer, recipe, name, found.result
+            reached = {
+                "metrics": found.result.metrics,
+                "users": found.result.users,
+                "without_history": found.result.without_history,
+                "max_history": protocol.max_history,
+                "best_step": found.step,
+            }
+            yield path.stem if found.step is not None else found.scorer, name, reached
 
 
-def table(name: str, only: list[str], seeds: int, work: Path, world: World) -> list[str]:
-    """Train, rank and time the recipes of one data set; its part of the page."""
-    dataset = prepared(name, work)
-    found: dict[str, Line] = {}
-    paths = [path for path in sorted((CONFIGS / name).glob("*.yaml")) if _wanted(path, only)]
-    for path in paths:
-        for seed in range(seeds):
-            first = path == paths[0] and seed == 0
-            for scorer, recipe, protocol, result in trained_and_ranked(
-                path, seed, dataset, work, world, first
-            ):
-                line = found.setdefault(scorer, Line(scorer))
-                line.results.setdefault(protocol, []).append(result)
-                if scorer == path.stem:
-                    line.recipe = recipe
-    for line in found.values():
-        if line.recipe is not None:
-            running = updates(line.recipe, dataset)
+def train(names: list[str], only: list[str], seeds: int, work: Path, world: World) -> None:
+    """Train and rank what is not kept yet."""
+    for name in names:
+        dataset = prepared(name, work)
+        manifest = dataset.manifest
+        for path in recipes(name, only):
+            document = read_document(str(path))
+            for seed in range(seeds):
+                with_baselines = seed == 0 and path == recipes(name, [])[0]
+                where = KEPT / name / f"{path.stem}-seed-{seed}.json"
+                if where.exists() and json.loads(where.read_text())["recipe"] == document:
+                    continue
+                reached: dict[str, Record] = {}
+                for scorer, protocol, result in train_and_rank(
+                    path, seed, dataset, work, world, with_baselines
+                ):
+                    reached.setdefault(scorer, {})[protocol] = result
+                for scorer, results in reached.items():
+                    trained = scorer == path.stem
+                    keep(
+                        where if trained else where.with_name(f"{scorer}.json"),
+                        {
+                            "recipe": document if trained else None,
+                            "seed": seed if trained else None,
+                            "date": datetime.date.today().isoformat(),
+                            "versions": versions(),
+                            "data": {
+                                "users": manifest.users,
+                                "items": manifest.catalogue_size,
+                                "events": manifest.events,
+                                "split": manifest.split.kind,
+                            },
+                            "results": results,
+                        },
+                    )
+
+
+def keep(where: Path, record: Record) -> None:
+    """Write one record."""
+    where.parent.mkdir(parents=True, exist_ok=True)
+    where.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    print(f"kept: {where}")
+
+
+def time(names: list[str], only: list[str], work: Path, threads: int) -> None:
+    """Measure the seconds of an epoch of every recipe, training alone."""
+    for name in names:
+        dataset = prepared(name, work)
+        where = KEPT / f"{name}-times.json"
+        seconds = json.loads(where.read_text())["seconds"] if where.exists() else {}
+        for path in recipes(name, only):
+            recipe = changed(path, 0, dataset, work)
+            running = updates(recipe, dataset)
             next(running)
-            line.epoch_seconds = targets_an_epoch(line.recipe, dataset) / rate(running, 8.0)
-    lines = sorted(found.values(), key=lambda line: -line.results["history"][0].metrics["ndcg@10"])
-    some = lines[0].results["history"][0]
-    manifest = dataset.manifest
+            seconds[path.stem] = targets_an_epoch(recipe, dataset) / rate(running, TIMED_SECONDS)
+        keep(where, {"seconds": seconds, "surroundings": surroundings(threads)})
+
+
+def page(threads: int) -> None:
+    """Write the tables of all that is kept."""
+    write_result(
+        "quality",
+        [
+            "# Quality on real data",
+            "",
+            *surroundings(threads),
+            "",
+            "Full ranking over the whole catalogue, best checkpoint by validation NDCG@10; "
+            "history: items of the history are no candidates, none: all are. fp32, full softmax. "
+            "Best settings are the recipes in configs. Seconds an epoch: training alone. Each "
+            "line was trained at the date and commit that its file in results/quality tells.",
+            "",
+            *(line for name in SETS if (KEPT / name).is_dir() for line in table(name)),
+        ],
+    )
+
+
+def table(name: str) -> list[str]:
+    """The part of the page about one data set."""
+    records: dict[str, list[Record]] = {}
+    for path in sorted((KEPT / name).glob("*.json")):
+        records.setdefault(path.stem.split("-seed-")[0], []).append(json.loads(path.read_text()))
+    where = KEPT / f"{name}-times.json"
+    seconds = json.loads(where.read_text())["seconds"] if where.exists() else {}
+    order = sorted(records, key=lambda scorer: -_mean(records[scorer], "history", "ndcg@10"))
+    data = records[order[0]][0]["data"]
+    some = records[order[0]][0]["results"]["history"]
     head = ["", *(f"{metric}, {seen}" for seen in SEEN for metric in ("HR@10", "NDCG@10"))]
     head += ["steps", "seeds", "s an epoch", "published HR@10 / NDCG@10"]
+    lines = []
+    for scorer in order:
+        found = records[scorer]
+        recipe = found[0]["recipe"]
+        lines.append(
+            [
+                scorer,
+                *(cell for seen in SEEN for cell in _both(found, seen)),
+                f"{recipe['train']['steps']:,}" if recipe else "",
+                str(len(found)) if recipe else "",
+                f"{seconds[scorer]:,.1f}" if scorer in seconds else "",
+                PUBLISHED.get((name, scorer), ""),
+            ]
+        )
     return [
         f"## {name}",
         "",
-        f"{manifest.users:,} users, {manifest.catalogue_size:,} items, {manifest.events:,} events; "
-        f"split {manifest.split.kind}; {some.users:,} users ranked, of whom "
-        f"{some.without_history:,} without history.",
+        f"{data['users']:,} users, {data['items']:,} items, {data['events']:,} events; "
+        f"split {data['split']}; {some['users']:,} users ranked, of whom "
+        f"{some['without_history']:,} without history.",
         "",
         f"| {' | '.join(head)} |",
         f"| --- |{' ---: |' * 7} --- |",
-        *(f"| {' | '.join(line.cells(name))} |" for line in lines),
+        *(f"| {' | '.join(line)} |" for line in lines),
         "",
-        *_windows([line for line in lines if WHOLE in line.results]),
+        *_windows({s: records[s] for s in order if WHOLE in records[s][0]["results"]}),
     ]
 
 
-def _windows(lines: list[Line]) -> list[str]:
+def _windows(records: dict[str, list[Record]]) -> list[str]:
     """What the models without a limit gain from all of a history."""
-    if not lines:
+    if not records:
         return []
-    newest = lines[0].results["history"][0].protocol.max_history
+    newest = next(iter(records.values()))[0]["results"]["history"]["max_history"]
     return [
         f"| history masked | HR@10, newest {newest} | NDCG@10 | HR@10, whole history | NDCG@10 |",
         f"| --- |{' ---: |' * 4}",
         *(
-            f"| {' | '.join([line.name, *line.means('history'), *line.means(WHOLE)])} |"
-            for line in lines
+            f"| {' | '.join([scorer, *_both(found, 'history'), *_both(found, WHOLE)])} |"
+            for scorer, found in records.items()
         ),
         "",
     ]
 
 
-def _wanted(path: Path, only: list[str]) -> bool:
-    # A recipe of another file than the set's is a table of its own.
-    return (not only or path.stem in only) and "published" not in path.stem
+def _both(found: list[Record], protocol: str) -> list[str]:
+    """HR@10 and NDCG@10, with the spread over the seeds."""
+    return [_told(_values(found, protocol, metric)) for metric in ("hr@10", "ndcg@10")]
+
+
+def _values(found: list[Record], protocol: str, metric: str) -> list[float]:
+    return [record["results"][protocol]["metrics"][metric] for record in found]
+
+
+def _mean(found: list[Record], protocol: str, metric: str) -> float:
+    return statistics.mean(_values(found, protocol, metric))
+
+
+def _told(values: list[float]) -> str:
+    told = f"{statistics.mean(values):.4f}".removeprefix("0")
+    spread = f" ± {statistics.stdev(values):.4f}".replace("0.", ".") if len(values) > 1 else ""
+    return told + spread
 
 
 def main() -> None:
-    """Train what is not trained, and write a dated result."""
+    """Train, time, or write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("what", choices=["train", "time", "page"])
     parser.add_argument("sets", nargs="*", help=f"of {', '.join(SETS)}; all by default")
     parser.add_argument("--only", nargs="*", default=[], help="names of recipes")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("quality"), help="data and runs go here")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
+    names = given.sets or list(SETS)
     with alone("cpu", given.threads) as world:
-        tables = [
-            line
-            for name in given.sets or SETS
-            for line in table(name, given.only, given.seeds, given.runs, world)
-        ]
-    write_result(
-        "quality",
-        [
-            "# Quality on real data",
-            "",
-            *surroundings(given.threads),
-            "",
-            "Full ranking over the whole catalogue, best checkpoint by validation NDCG@10; "
-            "history: items of the history are no candidates, none: all are. fp32, full softmax. "
-            "Best settings are the recipes in configs. Seconds an epoch: training alone.",
-            "",
-            *tables,
-        ],
-    )
+        if given.what == "train":
+            train(names, given.only, given.seeds, given.runs, world)
+        elif given.what == "time":
+            time(names, given.only, given.runs, given.threads)
+        else:
+            page(given.threads)
 
 
 if __name__ == "__main__":

@@ -42,11 +42,17 @@ class SequentialModel(nn.Module):
     """Hidden states from histories, scored against the item table.
 
     max_history: events ``step`` can take before the state is full; None where there is no limit.
+    item_bias: ``[V + 1]``, added to the scores; None where a model has none.
     """
 
     config: ModelConfig
     max_history: int | None = None
     item_embedding: nn.Embedding
+    item_bias: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("item_bias", None)
 
     @abstractmethod
     def encode(self, batch: PackedBatch) -> torch.Tensor:
@@ -118,7 +124,21 @@ class SequentialModel(nn.Module):
 
         Scores are ``hidden @ table.T + bias``. Row 0 is the empty history; it is never a candidate.
         """
-        return self.item_embedding.weight, None
+        return self.item_embedding.weight, self.item_bias
+
+    def item_rows(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Rows ``[n, d]`` and biases ``[n]`` or None of items (int64 ``[n]``) as classes.
+
+        What a loss over some of the classes takes: it has no need of the whole table.
+        """
+        rows: torch.Tensor = self.item_embedding(items)
+        return rows, None if self.item_bias is None else self.item_bias[items]
+
+    def start_rows(
+        self, rows: torch.Tensor, catalogue_size: int, generator: torch.Generator
+    ) -> None:
+        """Fill vectors ``[n, d]`` of new items as the model starts those of a whole table."""
+        nn.init.trunc_normal_(rows, std=0.02, a=-0.04, b=0.04, generator=generator)
 
     def mixing_flops(self, length: int) -> int:
         """Of ``encode``, a token of a history of ``length``, beside the linear maps."""

@@ -153,7 +153,3 @@ class PostNormModel(SequentialModel):
     def mixing_flops(self, length: int) -> int:
         """Of ``encode``, a token of a history of ``length``, beside the linear maps."""
         return sum(mixer.flops(length) for mixer in self.mixers)
-
-    def item_scores(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Table and bias; no temperature."""
-        return self.item_embedding.weight, self.item_bias

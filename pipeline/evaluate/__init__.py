@@ -10,6 +10,7 @@ from pipeline.evaluate.per_user import PerUserWriter
 from pipeline.evaluate.protocol import Group, Protocol, Result
 from pipeline.evaluate.ranking import Ranks, rank_targets, top_k
 from pipeline.evaluate.scores import DenseScores, Scores, TableScores
+from pipeline.evaluate.sharded import ShardedScorer
 
 __all__ = [
     "Catalogue",
@@ -25,6 +26,7 @@ __all__ = [
     "Result",
     "Scorer",
     "Scores",
+    "ShardedScorer",
     "Sums",
     "TableScores",
     "co_occurrence",

@@ -52,6 +52,8 @@ class Queries:
 
     def name(self, row: int) -> str:
         """User ``row`` in words, for errors."""
+        if not len(self.keys):
+            return "an empty history"
         key = self.keys[row]
         return f"user {key.decode() if isinstance(key, bytes) else key}"
 
@@ -116,7 +118,7 @@ def read_block(
     batches = []
     for low, high in pairwise(cuts):
         part = slice(low, high)
-        ids, bounds = _take(items, begin[part], tokens[part])
+        ids, bounds = take(items, begin[part], tokens[part])
         packed = torch.from_numpy(ids), torch.from_numpy(bounds)
         first, last = home[part] + start[part], home[part] + stop[part]
         targets, offsets = _targets(items, first, last, protocol)
@@ -124,7 +126,7 @@ def read_block(
         if protocol.seen == "window":
             seen = packed
         elif protocol.seen == "history":
-            everything = _take(items, home[part], start[part])
+            everything = take(items, home[part], start[part])
             seen = torch.from_numpy(everything[0]), torch.from_numpy(everything[1])
         batches.append(
             Queries(
@@ -144,13 +146,27 @@ NOBODY = PackedBatch(torch.zeros(1).long(), torch.tensor([0, 1]), torch.zeros(1)
 """Encoded where a worker has nobody, so that all encode equally often: sharded models need it."""
 
 
+def nobody(protocol: Protocol) -> Queries:
+    """What is asked where a worker has nobody and the others need it to rank theirs."""
+    nothing, bounds = torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    return Queries(
+        batch=NOBODY,
+        keys=np.zeros(0, np.int64),
+        targets=nothing,
+        offsets=bounds,
+        seen=None if protocol.seen == "none" else (nothing, bounds),
+        history=np.zeros(0, np.int64),
+        known=np.zeros(0, bool),
+    )
+
+
 def _targets(
     items: np.ndarray, first: np.ndarray, stop: np.ndarray, protocol: Protocol
 ) -> tuple[np.ndarray, np.ndarray]:
     """The items to predict from events ``first`` up to ``stop`` of each user, and their offsets."""
     if protocol.targets == "next":
         return items[first], np.arange(len(first) + 1)
-    ids, bounds = _take(items, first, stop - first)
+    ids, bounds = take(items, first, stop - first)
     user = np.repeat(np.arange(len(first)), np.diff(bounds))
     # An item consumed twice is one target.
     base = int(items.max()) + 1
@@ -158,7 +174,7 @@ def _targets(
     return ids, np.searchsorted(user, np.arange(len(first) + 1))
 
 
-def _take(
+def take(
     items: np.ndarray, begin: np.ndarray, lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """``items[begin : begin + length]`` of all users back to back, and their offsets."""

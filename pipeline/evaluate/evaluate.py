@@ -1,15 +1,16 @@
 """Evaluation of a scorer on a data set: every user of a split, once, on any number of workers."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol as Interface
 
+import numpy as np
 import torch
 
 from models.batch import PackedBatch
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.baselines import popularity
-from pipeline.evaluate.blocks import NOBODY, plan_blocks, read_block
+from pipeline.evaluate.blocks import nobody, plan_blocks, read_block
 from pipeline.evaluate.catalogue import Catalogue
 from pipeline.evaluate.per_user import PerUserWriter, plan_parts
 from pipeline.evaluate.protocol import Protocol, Result
@@ -17,6 +18,8 @@ from pipeline.evaluate.scores import Scores, TableScores
 from pipeline.evaluate.tally import Tally
 from pipeline.manifest import Dataset
 from pipeline.world import World, current_world
+
+_ENCODED_TOKENS = 16_384  # at once: what lies between a batch of users and the memory of a layer
 
 
 class Scorer(Interface):
@@ -53,13 +56,29 @@ class ModelScorer:
         self._table, self._bias = model.item_scores()
 
     def score(self, batch: PackedBatch) -> TableScores:
-        """See ``Scorer``."""
-        batch = (_with_gap(batch) if self._masks else batch).to(self._table.device)
-        hidden = self._model.encode(batch)
-        return TableScores(hidden[batch.offsets[1:] - 1].float(), self._table, self._bias)
+        """See ``Scorer``. Large batches are encoded in parts, whole segments in each."""
+        batch = with_gap(batch) if self._masks else batch
+        last = []
+        for part in _parts(batch):
+            here = part.to(self._table.device)
+            last.append(self._model.encode(here)[here.offsets[1:] - 1].float())
+        return TableScores(torch.cat(last), self._table, self._bias)
 
 
-def _with_gap(batch: PackedBatch) -> PackedBatch:
+def _parts(batch: PackedBatch) -> Iterator[PackedBatch]:
+    """Consecutive segments of a batch, up to ``_ENCODED_TOKENS`` where they are several."""
+    offsets = batch.offsets.numpy()
+    low = 0
+    while low < len(offsets) - 1:
+        fit = int(np.searchsorted(offsets, offsets[low] + _ENCODED_TOKENS, side="right")) - 1
+        high = max(low + 1, fit)
+        tokens = slice(offsets[low], offsets[high])
+        bounds = batch.offsets[low : high + 1] - offsets[low]
+        yield PackedBatch(batch.items[tokens], bounds, batch.targets[tokens])
+        low = high
+
+
+def with_gap(batch: PackedBatch) -> PackedBatch:
     """Token 0 after the last event of every segment."""
     segments = len(batch.offsets) - 1
     offsets = batch.offsets + torch.arange(segments + 1)
@@ -119,7 +138,7 @@ def evaluate(
                     for queries in batches:
                         calls += 1
                         scores = scorer.score(queries.batch)
-                        if len(queries.keys):
+                        if len(queries.keys) or scores.together:
                             tally.add(scores, queries)
                     done += block.users
                     if progress is not None:
@@ -129,7 +148,10 @@ def evaluate(
         except LonghaulError as error:
             failure = error
         for _ in range(longest - calls):
-            scorer.score(NOBODY)
+            queries = nobody(protocol)
+            scores = scorer.score(queries.batch)
+            if scores.together:
+                tally.add(scores, queries)
     world.agree(failure)
     tally.merge(world)
     if tally.users is None or tally.expected is None:

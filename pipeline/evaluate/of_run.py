@@ -18,7 +18,7 @@ from pipeline.evaluate.per_user import PerUserWriter
 from pipeline.evaluate.protocol import RESULT_SCHEMA, Protocol, Result
 from pipeline.evaluate.scores import DenseScores
 from pipeline.manifest import Dataset
-from pipeline.prepare.synth import Truth
+from pipeline.prepare.synth.truth import Truth
 from pipeline.train.trained import Trained
 from pipeline.world import World
 

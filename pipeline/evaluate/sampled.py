@@ -25,6 +25,11 @@ def rank_among_sampled(scores: Scores, queries: Queries, protocol: Protocol) -> 
     """
     number = protocol.candidates
     assert number != "all"
+    if len(scores.held) < scores.columns:
+        raise LonghaulError(
+            "an item table that is dealt over workers is ranked whole: set evaluation.candidates "
+            "all, or evaluate with one worker"
+        )
     targets = np.split(queries.targets.numpy(), queries.offsets.numpy()[1:-1])
     seen: list[np.ndarray] = [np.empty(0, np.int64)] * scores.rows
     if queries.seen is not None:

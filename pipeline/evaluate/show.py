@@ -12,7 +12,7 @@ from pipeline.evaluate.of_run import Evaluation
 
 _SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr")
 _LISTS = ("coverage@10", "popularity@10", "novelty@10")
-_GROUPS = {
+GROUPS = {
     "history": ("events of the history", HISTORIES),
     "popularity": ("popularity of the target in training", BANDS),
     "start": ("known from training", STARTS),
@@ -50,7 +50,7 @@ def tables_of_groups(evaluations: list[Evaluation]) -> list[Table]:
     """One table for each way to group users or targets, with all scorers."""
     tables = []
     names = [name for name in metrics_shown(evaluations) if name not in _LISTS][:2]
-    for kind, (title, order) in _GROUPS.items():
+    for kind, (title, order) in GROUPS.items():
         table = Table(box=rich.box.SIMPLE_HEAD, title=f"by {title}")
         table.add_column("group", no_wrap=True)
         table.add_column("scorer", no_wrap=True)

@@ -44,14 +44,21 @@ class Tally:
             self._covered = np.zeros((len(protocol.ks), len(catalogue.counts)), dtype=bool)
 
     def add(self, scores: Scores, queries: Queries) -> None:
-        """Rank the targets of one batch, and count."""
+        """Rank the targets of one batch, and count.
+
+        A batch of nobody helps those who rank together with this worker.
+        """
         ks, offsets = self._protocol.ks, queries.offsets.numpy()
         ranks = self._rank(scores, queries)
+        lists = np.zeros((0, max(ks)), np.int64)
+        if self._covered is not None:
+            lists = top_k(scores, max(ks), queries.seen, queries.name)[0].cpu().numpy()
+        if not len(queries.keys):
+            return
         values = user_metrics(ranks, offsets, ks, "against")
         number = np.diff(offsets)
         if self._covered is not None:
             assert self._catalogue is not None
-            lists = top_k(scores, max(ks), queries.seen, queries.name)[0].cpu().numpy()
             for k, row in zip(ks, self._covered, strict=True):
                 row[lists[:, :k]] = True
             values |= list_metrics(lists, self._catalogue, ks)

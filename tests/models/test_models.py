@@ -239,3 +239,15 @@ def test_dropout_follows_the_seed_alone() -> None:
 
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_rows_of_items_are_those_of_the_table(name: str) -> None:
+    model = fresh(name)
+    items = torch.tensor([5, 0, 5, 11])
+    table, bias = model.item_scores()
+    rows, biases = model.item_rows(items)
+    assert torch.equal(rows, table[items])
+    assert (biases is None) == (bias is None)
+    if bias is not None and biases is not None:
+        assert torch.equal(biases, bias[items])
