@@ -5,14 +5,13 @@ Heavy libraries are imported inside the commands, so that ``--help`` and complet
 
 import json
 import os
-import sys
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.command_options import only_given, pair, validated, with_options_of
+from pipeline.command_options import add_command_of, only_given, validated
 from pipeline.errors import LonghaulError
 
 if TYPE_CHECKING:
@@ -46,52 +45,44 @@ def _cluster_for(engine: str) -> "AbstractContextManager[object]":
     return ray_cluster()
 
 
-def _prepare_command() -> None:
+@add_command_of(app, "prepare", "pipeline.prepare.options:PrepareOptions", argument="inputs")
+def prepare_command(context: typer.Context, **values: Any) -> None:
+    """Turn raw event logs into history shards with a manifest.
+
+    [bold]longhaul prepare events/*.parquet --output s3://bucket/set --timestamp time[/bold]
+
+    [bold]longhaul prepare ml-1m.txt --output data/ml-1m[/bold]   (lines "user item")
+
+    [bold]longhaul prepare ml-25m/ratings.csv --source movielens --output data/ml-25m[/bold]
+
+    [bold]longhaul prepare Books.jsonl.gz --source amazon --output data/books[/bold]
+
+    [bold]longhaul prepare ml-100k.inter --source recbole --output data/ml-100k[/bold]
+
+    [bold]longhaul prepare multi_event.parquet --source yambda --output data/yambda[/bold]
+
+    [bold]longhaul prepare logs/ --output data/logs --bad-rows skip[/bold]   (bad_rows.json)
+
+    [bold]longhaul prepare today/ --append data/logs --output data/logs-today[/bold]
+
+    [bold]longhaul prepare s3://logs/2026/ --output s3://sets/2026 --engine ray[/bold]
+    """
     from pipeline.prepare import PrepareOptions, prepare
+    from pipeline.prepare.card_page import write_page
+    from pipeline.progress import bar
 
-    @app.command("prepare")
-    @with_options_of(PrepareOptions, argument="inputs")
-    def command(context: typer.Context, **values: Any) -> None:
-        """Turn raw event logs into history shards with a manifest.
-
-        [bold]longhaul prepare events/*.parquet --output s3://bucket/set --timestamp time[/bold]
-
-        [bold]longhaul prepare ml-1m.txt --output data/ml-1m[/bold]   (lines "user item")
-
-        [bold]longhaul prepare ml-25m/ratings.csv --source movielens --output data/ml-25m[/bold]
-
-        [bold]longhaul prepare Books.jsonl.gz --source amazon --output data/books[/bold]
-
-        [bold]longhaul prepare ml-100k.inter --source recbole --output data/ml-100k[/bold]
-
-        [bold]longhaul prepare multi_event.parquet --source yambda --output data/yambda[/bold]
-
-        [bold]longhaul prepare logs/ --output data/logs --bad-rows skip[/bold]   (bad_rows.json)
-
-        [bold]longhaul prepare today/ --append data/logs --output data/logs-today[/bold]
-
-        [bold]longhaul prepare s3://logs/2026/ --output s3://sets/2026 --engine ray[/bold]
-        """
-        from pipeline.prepare.card_page import write_page
-        from pipeline.progress import bar
-
-        options = validated(PrepareOptions, only_given(context, values))
-        with _cluster_for(options.engine), bar("prepare") as progress:
-            manifest = prepare(
-                options, lambda stage, done, total: progress.update(done, total, stage)
-            )
-        page = write_page(options.output)
-        for name, count in manifest.counts.items():
-            typer.echo(f"{name.replace('_', ' '):>28} {count:>14,}")
-        typer.echo(
-            f"{manifest.users:,} users, {manifest.catalogue_size:,} items, {manifest.events:,} "
-            f"events in {manifest.members:,} members, {len(manifest.shards)} shards: "
-            f"{options.output}"
-        )
-        typer.echo(f"card: {page}")
-
-
-_prepare_command()
+    options = validated(PrepareOptions, only_given(context, values))
+    with _cluster_for(options.engine), bar("prepare") as progress:
+        manifest = prepare(options, lambda stage, done, total: progress.update(done, total, stage))
+    page = write_page(options.output)
+    for name, count in manifest.counts.items():
+        typer.echo(f"{name.replace('_', ' '):>28} {count:>14,}")
+    typer.echo(
+        f"{manifest.users:,} users, {manifest.catalogue_size:,} items, {manifest.events:,} "
+        f"events in {manifest.members:,} members, {len(manifest.shards)} shards: "
+        f"{options.output}"
+    )
+    typer.echo(f"card: {page}")
 
 
 @app.command()
@@ -171,7 +162,7 @@ def _tell_forecast(recipe: "Recipe", as_json: bool) -> None:
     from rich.console import Console
 
     from pipeline.manifest import open_dataset
-    from pipeline.report import table_of_forecast
+    from pipeline.report.tables import table_of_forecast
     from pipeline.train.forecast import forecast
 
     workers = int(os.environ.get("WORLD_SIZE", recipe.placement.least_workers))
@@ -182,173 +173,31 @@ def _tell_forecast(recipe: "Recipe", as_json: bool) -> None:
     Console().print(table_of_forecast(found))
 
 
-@app.command()
-def evaluate(
-    run: Annotated[str, typer.Argument(help="A run's folder, as runs/demo.")],
-    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
-    data: Annotated[
-        str | None, typer.Option(help="Another data set than the one trained on.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A change to the protocol, as seen=none."),
-    ] = None,
-    baselines: Annotated[bool, typer.Option(help="Also the popularity baselines.")] = False,
-    truth: Annotated[
-        str | None, typer.Option(help="truth.json of a synthetic log: also the best possible.")
-    ] = None,
-    newest: Annotated[bool, typer.Option(help="The newest checkpoint, not the best.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Rank the whole catalogue for every user with the best checkpoint of a run.
+@add_command_of(app, "synth", "pipeline.prepare.synth.options:SynthOptions", first="output")
+def synth_command(context: typer.Context, output: str, **values: Any) -> None:
+    """Write a synthetic event log whose best possible model is known.
 
-    [bold]longhaul evaluate runs/lrurec --baselines --set seen=window --set ks=[1,10][/bold]
+    [bold]longhaul synth demo/log --users 20000 --events 1000000[/bold]
 
-    Results are kept in the run's eval folder. Several workers share the work under torchrun.
+    [bold]longhaul synth load/log --preset yambda-5b --fraction 0.01[/bold]   (a load test)
+
+    The events are in events.parquet, or for many events in a folder of this name, a file a day.
     """
-    import yaml
-
-    from pipeline import world
-    from pipeline.evaluate import Protocol
-    from pipeline.evaluate.of_run import evaluate_run
-    from pipeline.manifest import open_dataset
-    from pipeline.prepare.synth import Truth
-    from pipeline.progress import bar
-    from pipeline.tracking.evaluations import track_evaluations
-    from pipeline.train.run import load_config
-    from pipeline.train.trained import load_trained
-
-    placement = load_config(run).placement
-    surroundings = world.torchrun if world.inside_torchrun() else world.alone
-    with surroundings(placement.device, placement.threads) as here, bar("evaluate") as progress:
-        trained = load_trained(run, here.device, _warn, newest)
-        changes = dict(pair(text) for text in overrides or [])
-        kept = trained.recipe.evaluation.model_dump()
-        changed = {name: yaml.safe_load(value) for name, value in changes.items()}
-        protocol = validated(Protocol, {**kept, **changed, "split": split})
-        evaluations = list(
-            evaluate_run(
-                trained,
-                open_dataset(data or trained.recipe.data.path),
-                protocol,
-                here,
-                baselines=baselines,
-                truth=Truth.load(truth) if truth else None,
-                progress=lambda name, done, total: progress.update(done, total, name),
-            )
-        )
-    if here.rank:
-        return
-    if trained.recipe.tracking.wandb != "disabled":
-        track_evaluations(trained.recipe, evaluations)
-    if as_json:
-        print_json([evaluation.model_dump(mode="json") for evaluation in evaluations])
-        return
-    from rich.console import Console
-
-    from pipeline.report import table_of
-
-    Console().print(table_of(evaluations))
-
-
-@app.command()
-def recommend(
-    run: Annotated[str, typer.Argument(help="A run's folder.")],
-    output: Annotated[str, typer.Option(help="Parquet file to write.")],
-    k: Annotated[int, typer.Option(min=1, help="Items for each user.")] = 10,
-    users: Annotated[
-        list[str] | None, typer.Option("--user", help="Only this user; may be repeated.")
-    ] = None,
-    seen: Annotated[bool, typer.Option(help="Items of the history may be recommended.")] = False,
-    data: Annotated[
-        str | None, typer.Option(help="Another data set than the one trained on.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write the best items for all users of a data set, or for a few.
-
-    [bold]longhaul recommend runs/demo --output recommendations.parquet[/bold]
-
-    [bold]longhaul recommend runs/demo --output few.parquet --user 7 --user 12 --json[/bold]
-    """
-    import io
-
-    import pyarrow.parquet as pq
-
-    from pipeline import recommend as stage
-    from pipeline import storage, world
-    from pipeline.manifest import open_dataset
-    from pipeline.progress import bar
-    from pipeline.train.run import load_config
-    from pipeline.train.trained import load_trained
-
-    placement = load_config(run).placement
-    with world.alone(placement.device, placement.threads) as here, bar("recommend") as progress:
-        trained = load_trained(run, here.device, _warn)
-        count = stage.recommend(
-            open_dataset(data or trained.recipe.data.path),
-            trained.scorer(),
-            storage.absolute(output),
-            k=k,
-            max_history=trained.recipe.evaluation.max_history,
-            users=users or None,
-            seen=seen,
-            progress=lambda done, total: progress.update(done, total),
-        )
-    if as_json or users:
-        written = storage.read_bytes(storage.absolute(output))
-        rows = pq.read_table(io.BytesIO(written)).to_pylist()
-        if as_json:
-            print_json(rows)
-            return
-        for row in rows:
-            typer.echo(f"user {row['user']}: {', '.join(map(str, row['items']))}")
-    typer.echo(f"{count:,} users, up to {k} items each: {output}")
-
-
-def _synth_command() -> None:
     from pipeline.prepare.synth import SynthOptions, generate
+    from pipeline.progress import bar
 
-    @app.command("synth")
-    @with_options_of(SynthOptions, first="output")
-    def command(context: typer.Context, output: str, **values: Any) -> None:
-        """Write a synthetic event log whose best possible model is known.
+    options = validated(SynthOptions, only_given(context, values))
+    began = time.monotonic()
+    with bar("synth") as progress:
 
-        [bold]longhaul synth demo/log --users 20000 --events 1000000[/bold]
+        def told(done: int) -> None:
+            rate = done / (time.monotonic() - began)
+            progress.update(done, options.events, f"{rate / 1e6:.1f} million events/s")
 
-        [bold]longhaul synth load/log --preset yambda-5b --fraction 0.01[/bold]   (a load test)
-
-        The events are in events.parquet, or for many events in a folder of this name, a file a day.
-        """
-        from pipeline.progress import bar
-
-        options = validated(SynthOptions, only_given(context, values))
-        began = time.monotonic()
-        with bar("synth") as progress:
-
-            def told(done: int) -> None:
-                rate = done / (time.monotonic() - began)
-                progress.update(done, options.events, f"{rate / 1e6:.1f} million events/s")
-
-            generate(options, output, told)
-        typer.echo(
-            f"{options.events:,} events of {options.users:,} users, {options.items:,} items: "
-            f"{output}"
-        )
-
-
-_synth_command()
-
-
-@app.command()
-def report(
-    run: Annotated[str, typer.Argument(help="A run's folder.")],
-    output: Annotated[str, typer.Option(help="Folder for report.html and report.png.")],
-) -> None:
-    """Write one page on a run: how it trained, how it ranks, with pictures."""
-    from pipeline.report import write_report
-
-    typer.echo(write_report(run, output))
+        generate(options, output, told)
+    typer.echo(
+        f"{options.events:,} events of {options.users:,} users, {options.items:,} items: {output}"
+    )
 
 
 @app.command()
@@ -381,13 +230,9 @@ def models(
         return
     from rich.console import Console
 
-    from pipeline.report import table_of_models
+    from pipeline.report.tables import table_of_models
 
     Console().print(table_of_models(found, items))
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
 
 
 def print_json(document: Any) -> None:

@@ -34,6 +34,7 @@ from pipeline.stream.objective import Objective
 from pipeline.stream.reader import ReadingConfig
 from pipeline.stream.stream import StreamConfig
 from pipeline.tracking.config import TrackingConfig
+from pipeline.train.table.config import TableConfig
 
 SCHEMA_VERSION = 1
 
@@ -100,6 +101,10 @@ class TrainConfig(_Part):
         "deepspeed", description="torch: plain replicas, for debugging and single devices"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    offload: Literal["none", "optimizer"] = Field(
+        "none", description="optimizer: DeepSpeed keeps masters and moments in the host's memory"
+    )
+    table: TableConfig = TableConfig()
     precision: Literal["fp32", "bf16", "autocast"] = Field(
         "fp32",
         description="bf16: bf16 weights, fp32 masters and gradient sums; autocast: fp32 weights, "
@@ -118,6 +123,11 @@ class TrainConfig(_Part):
             raise ValueError(
                 "zero_stage 0 with precision bf16 does not exist in DeepSpeed with fp32 gradient "
                 "sums: take zero_stage 1, or precision autocast"
+            )
+        if self.offload == "optimizer" and (self.engine == "torch" or self.zero_stage == 0):
+            raise ValueError(
+                "offload optimizer is DeepSpeed's, from zero_stage 1 on: set engine deepspeed and "
+                "a zero_stage, or offload none"
             )
         if self.engine == "torch" and self.precision == "bf16":
             raise ValueError(
@@ -177,13 +187,13 @@ def _model_config(value: Any) -> Any:
         raise ValueError(f"a model needs a name, one of: {', '.join(models.names())}")
     if value["name"] not in models.names():
         raise ValueError(
-            f"no model is called {value['name']!r}{_nearest(value['name'], models.names())}"
+            f"no model is called {value['name']!r}{nearest(value['name'], models.names())}"
         )
     value = dict(value)
     size = value.pop("size", None)
     if size is not None:  # settings by another name: what is written out beside it wins
         if size not in sizes.NAMES:
-            raise ValueError(f"no size is called {size!r}{_nearest(str(size), sizes.NAMES)}")
+            raise ValueError(f"no size is called {size!r}{nearest(str(size), sizes.NAMES)}")
         value = sizes.settings(value["name"], size) | value
     return models.config_of(value["name"]).model_validate(value)
 
@@ -217,6 +227,16 @@ class Recipe(_Part):
             )
         if workers > 1 and self.placement.launcher == "alone":
             raise ValueError(f"placement.launcher alone is one worker, not {workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_what_is_held(self) -> "Recipe":
+        dealt = self.train.table.home == "sharded" and self.placement.most_workers > 1
+        if dealt and self.evaluation.candidates != "all":
+            raise ValueError(
+                "evaluation.candidates with train.table.home sharded needs one worker: set "
+                "evaluation.candidates all"
+            )
         return self
 
     @model_validator(mode="after")
@@ -261,7 +281,14 @@ class Recipe(_Part):
         document = self.model_dump(mode="json")
         for key in ("runs", "placement", "reading", "tracking", "schema_version"):
             del document[key]
-        for key in ("engine", "zero_stage", "checkpoint_every", "keep_checkpoints", "log_every"):
+        for key in (
+            "engine",
+            "zero_stage",
+            "offload",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+        ):
             del document["train"][key]
         del document["data"]["path"]  # the data's fingerprint is checked instead
         return document
@@ -329,7 +356,8 @@ def assign(document: dict[str, Any], key: str, value: Any) -> None:
     node[last] = value
 
 
-def _nearest(name: str, valid: Sequence[str]) -> str:
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """The end of an error on an unknown name: the valid one that is nearest, or all."""
     close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
@@ -343,7 +371,7 @@ def tell(error: ValidationError, schema: type[BaseModel], document: Any) -> str:
     key = ".".join(path) or "recipe"
     if first["type"] == "extra_forbidden":
         owner = _schema_at(schema, path[:-1], document)
-        return f"unknown key {key!r}{_nearest(path[-1], list(owner.model_fields))}"
+        return f"unknown key {key!r}{nearest(path[-1], list(owner.model_fields))}"
     if first["type"] == "missing":
         return f"key {key!r} is missing"
     message = first["msg"].removeprefix("Value error, ")

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipeline.cli import app
 from pipeline.config import load_recipe
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset
+from pipeline.process import app
 from tests.train.runs import ROOT, environment, longhaul, recipe, write
 
 NO_RECIPES = ("clusters", "sweeps")

@@ -21,9 +21,13 @@ def imports(path: Path) -> Iterator[str]:
     ("package", "forbidden", "spared"),
     [
         ("models", {"pipeline", "cluster", "ray", "deepspeed"}, set()),
-        # The command line starts the Ray adapter when asked to; the process takes up the commands
+        # The command line starts the Ray adapters when asked to; the process takes up the commands
         # of the cluster; preparation has an engine for Ray.
-        ("pipeline", {"cluster", "ray"}, {"cli.py", "process.py", "ray_engine.py"}),
+        (
+            "pipeline",
+            {"cluster", "ray"},
+            {"cli.py", "model_commands.py", "process.py", "ray_engine.py"},
+        ),
     ],
 )
 def test_layers(package: str, forbidden: set[str], spared: set[str]) -> None:

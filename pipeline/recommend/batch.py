@@ -1,157 +1,183 @@
-"""Recommendations in batch: the best items for all users of a data set, or for a few by key."""
+"""Lists for every user of a data set, part by part, on any number of workers.
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+    OUTPUT/request.json            what is asked for; written first
+    OUTPUT/part-00000.parquet ...  each appears whole
+    OUTPUT/manifest.json           written last: what makes the lists complete
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import torch
+Who makes a part does not show in it: it follows from the data set and the request alone.
+"""
 
-from models.batch import PackedBatch
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+from pydantic import ValidationError
+
 from pipeline import storage
 from pipeline.errors import LonghaulError
-from pipeline.evaluate import Scorer, top_k
-from pipeline.manifest import Dataset
-from pipeline.member import Member
-from pipeline.prepare.keys import hash_keys
-from pipeline.prepare.layout import shard_of
+from pipeline.evaluate import Scorer
+from pipeline.recommend.lists import Lister, Part, read_part, write_part
+from pipeline.recommend.request import Record, Request, part_name
+from pipeline.world import World, current_world
 
-_BATCH_TOKENS = 8192
+RECORD, MANIFEST = "request.json", "manifest.json"
+_LEFT_BEHIND = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
+_READERS = 8
 
-# Member and the users in it to recommend for, i64 ``[n]``.
-_Share = tuple[int, np.ndarray]
+Progress = Callable[[int, int], None]
+"""Told of users done and users in all, by this call."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a call did. users: listed now; those of skipped parts, which were there, are not
+    counted. stopped: it was asked to stop, and the same call goes on."""
+
+    output: str
+    users: int
+    seconds: float
+    users_per_second: float
+    parts: int
+    skipped_parts: int
+    stopped: bool
+
+    def as_document(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+class _Stopped(Exception):
+    """The part at hand is given up."""
 
 
 def recommend(
-    dataset: Dataset,
+    request: Request,
     scorer: Scorer,
-    output: str,
-    *,
-    k: int,
-    max_history: int,
-    users: Sequence[str] | None = None,
-    seen: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> int:
-    """Write the ``k`` best items of each user to a Parquet file; the number of users.
+    world: World | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Write the lists of every user; parts that are there are kept.
 
-    Columns: ``user`` (key), ``items`` (list of item keys, best first), ``scores`` (list of
-    float). The whole history counts, its newest ``max_history`` events as input. users: keys as
-    text, or None for all. seen: whether items of the history may be recommended again.
+    world: the processes that share the work, all of which call this, each with the whole model; by
+    default the process group of torch.distributed, if there is one. They make parts in rounds, one
+    each, so that a failure of one, or a wish to stop, is known to all after a part. progress: of
+    all workers, about. Returns the same on all of them, but for the seconds.
 
-    Raises LonghaulError for a key that is not in the data set.
+    Raises LonghaulError, on all workers, where the folder holds the lists of another request (with
+    the difference) or other files, a score is not finite, or a member of the data set is damaged.
     """
-    shares = _all(dataset) if users is None else _chosen(dataset, users)
-    total = dataset.manifest.users if users is None else len(set(users))
-    item_keys = dataset.read_items().column("key")
-    user_type = pa.int64() if dataset.manifest.user_type == "int64" else pa.string()
-    schema = pa.schema(
-        [
-            ("user", user_type),
-            ("items", pa.list_(item_keys.type)),
-            ("scores", pa.list_(pa.float32())),
-        ]
-    )
-    done = 0
-    with storage.create(output) as file, pq.ParquetWriter(file, schema) as writer:
-        for histories, keys in _batches(dataset, shares, max_history):
-            table = _lists(scorer, histories, keys, k, max_history, seen, item_keys, schema)
-            writer.write_table(table)
-            done += len(keys)
+    began = time.monotonic()
+    world = world or current_world()
+    found = world.on_rank_zero(lambda: begin(request))
+    missing = [number for number in range(request.parts) if number not in found]
+    total = sum(len(request.range_of(number)) for number in missing)
+    lister = Lister(request, scorer) if missing else None
+    made: dict[int, Part] = {}
+    stopped = False
+    for first in range(0, len(missing), world.world_size):
+        mine = missing[first + world.rank : first + world.rank + 1]
+        before, here = sum(part.users for part in made.values()), 0
+
+        def told(users: int, before: int = before) -> None:
+            nonlocal here
+            here += users
             if progress is not None:
-                progress(done, total)
-    return done
+                progress(min(before + here * world.world_size, total), total)
+            if world.stop_wanted:
+                raise _Stopped
 
-
-def _lists(
-    scorer: Scorer,
-    histories: list[np.ndarray],
-    keys: list[object],
-    k: int,
-    max_history: int,
-    seen: bool,
-    item_keys: pa.ChunkedArray,
-    schema: pa.Schema,
-) -> pa.Table:
-    windows = _pack([history[-max_history:] for history in histories])
-    batch = PackedBatch(*windows, torch.zeros_like(windows[0]))
-    with torch.no_grad():
-        scores = scorer.score(batch)
-        everything = None if seen else _pack(histories)
-        items, values = top_k(scores, k, everything, lambda row: f"user {keys[row]}")
-    # Where fewer than k items are left the list is shorter; item 0 fills it up.
-    found = (items > 0).cpu().numpy()
-    offsets = pa.array(np.concatenate([[0], found.sum(axis=1).cumsum()]), pa.int32())
-    names = item_keys.take(pa.array(items.cpu().numpy()[found] - 1)).combine_chunks()
-    numbers = pa.array(values.float().cpu().numpy()[found])
-    columns = [
-        pa.array(keys, schema.field("user").type),
-        pa.ListArray.from_arrays(offsets, names),
-        pa.ListArray.from_arrays(offsets, numbers),
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _pack(histories: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    lengths = torch.tensor([0, *map(len, histories)])
-    return torch.from_numpy(np.concatenate(histories).astype(np.int64)), lengths.cumsum(0)
-
-
-def _batches(
-    dataset: Dataset, shares: Iterator[_Share], max_history: int
-) -> Iterator[tuple[list[np.ndarray], list[object]]]:
-    """(histories, keys) of as many users as fit the token budget of a batch."""
-    histories: list[np.ndarray] = []
-    keys: list[object] = []
-    tokens = 0
-    for number, positions in shares:
-        member = dataset.read(number)
-        for position in positions.tolist():
-            begin, end = map(int, member.offsets[position : position + 2])
-            histories.append(member.items[begin:end])
-            keys.append(_key(member, position))
-            tokens += min(end - begin, max_history)
-            if tokens >= _BATCH_TOKENS:
-                yield histories, keys
-                histories, keys, tokens = [], [], 0
-    if keys:
-        yield histories, keys
-
-
-def _key(member: Member, position: int) -> object:
-    key = member.users[position]
-    return key.decode() if isinstance(key, bytes) else int(key)
-
-
-def _all(dataset: Dataset) -> Iterator[_Share]:
-    for member, users in enumerate(dataset.users.tolist()):
-        yield member, np.arange(users)
-
-
-def _chosen(dataset: Dataset, users: Sequence[str]) -> Iterator[_Share]:
-    """Where the users with these keys lie, a member at a time."""
-    keys: object = list(dict.fromkeys(users))
-    if dataset.manifest.user_type == "int64":
+        failure: LonghaulError | None = None
+        parts: list[Part] = []
         try:
-            keys = list(dict.fromkeys(int(key) for key in users))
-        except ValueError as error:
-            raise LonghaulError(f"the users of {dataset.url} are integers: {error}") from error
-    wanted = pa.array(keys)
-    homes = shard_of(hash_keys(wanted), len(dataset.manifest.shards))
-    for shard in np.unique(homes).tolist():
-        here = wanted.filter(pa.array(homes == shard))
-        table = dataset.read_users(shard)
-        here = here.cast(table.schema.field("key").type)
-        absent = pc.filter(here, pc.invert(pc.is_in(here, table.column("key"))))
-        if len(absent):
-            raise LonghaulError(f"user {absent[0].as_py()} is not in {dataset.url}")
-        rows = table.filter(pc.is_in(table.column("key"), here))
-        places = zip(
-            (dataset.first_member(shard) + rows.column("member").to_numpy()).tolist(),
-            rows.column("position").to_pylist(),
-            strict=True,
+            assert lister is not None
+            parts = [write_part(request, lister, number, told) for number in mine]
+        except LonghaulError as error:
+            failure = error
+        except _Stopped:
+            pass
+        world.agree(failure)
+        outcome = world.gather((parts, world.stop_wanted))
+        made |= {part.number: part for each, _ in outcome for part in each}
+        stopped = any(wanted for _, wanted in outcome)
+        if stopped:
+            break
+    if len(found) + len(made) == request.parts:
+        stopped = False
+        world.on_rank_zero(lambda: finish(request, [*found.values(), *made.values()]))
+    return summary(request, made.values(), len(found), began, stopped)
+
+
+def begin(request: Request) -> dict[int, Part]:
+    """Make the output folder this request's; the parts that are there, by number.
+
+    A manifest goes while parts are missing. Raises LonghaulError as ``recommend``.
+    """
+    record = request.record()
+    url = storage.join(request.output, RECORD)
+    names = {n for n in storage.files_below(request.output) if not _LEFT_BEHIND.fullmatch(n)}
+    if RECORD in names:
+        kept = _read_record(url)
+        differences = kept.differences(record)
+        if differences:
+            raise LonghaulError(
+                f"{request.output} holds other lists: {'; '.join(differences)}; name another folder"
+            )
+    elif names:
+        raise LonghaulError(
+            f"{request.output} is no folder of recommendations: it holds {min(names)}; "
+            "name an empty one"
         )
-        for member, group in groupby(places, key=lambda place: place[0]):
-            yield member, np.array([position for _, position in group])
+    else:
+        storage.write_json(url, record.model_dump(mode="json"))
+    there = [number for number in range(request.parts) if part_name(number) in names]
+    with ThreadPoolExecutor(_READERS) as readers:
+        read = list(readers.map(lambda number: read_part(request, number), there))
+    found = {part.number: part for part in read if part is not None}
+    if MANIFEST in names and len(found) < request.parts:
+        storage.remove(storage.join(request.output, MANIFEST))
+    return found
+
+
+def finish(request: Request, parts: Sequence[Part]) -> None:
+    """Write the manifest of the parts, which are all there, and remove what kills left behind."""
+    for name in storage.files_below(request.output):
+        if _LEFT_BEHIND.fullmatch(name):
+            storage.remove(storage.join(request.output, name))
+    record = request.record().model_dump(mode="json")
+    ordered = sorted(parts, key=lambda part: part.number)
+    counts = {
+        "users": sum(part.users for part in parts),
+        "items": sum(part.items for part in parts),
+        "short": sum(part.short for part in parts),
+    }
+    document = record | {"counts": counts, "parts": [part.entry() for part in ordered]}
+    storage.write_json(storage.join(request.output, MANIFEST), document)
+
+
+def summary(
+    request: Request, made: Iterable[Part], skipped: int, began: float, stopped: bool
+) -> Summary:
+    """What was done since ``began`` on the monotonic clock."""
+    users = sum(part.users for part in made)
+    seconds = time.monotonic() - began
+    return Summary(
+        output=request.output,
+        users=users,
+        seconds=seconds,
+        users_per_second=users / seconds,
+        parts=request.parts,
+        skipped_parts=skipped,
+        stopped=stopped,
+    )
+
+
+def _read_record(url: str) -> Record:
+    try:
+        return Record.model_validate(storage.read_json(url))
+    except ValidationError as error:
+        raise LonghaulError(
+            f"{url} is no record of recommendations: {json.dumps(str(error))}"
+        ) from error

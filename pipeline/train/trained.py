@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -15,15 +16,21 @@ from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Checkpoint
 from pipeline.world import World
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in evaluation mode with fp32 weights, and where they come from."""
+    """A model in evaluation mode with fp32 weights, and where they come from.
+
+    fingerprint: of the data it was trained on. checkpoint: hash of the checkpoint's files.
+    """
 
     model: SequentialModel
     recipe: Recipe
     step: int
     fingerprint: str
+    checkpoint: str
 
     def scorer(self) -> ModelScorer:
         """The model as evaluation and recommendation ask it."""
@@ -43,15 +50,58 @@ def load_trained(
     """
 
     def read(last: Checkpoint) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
-        place = last.place if newest else checkpoint.best_place(run_url, last)
-        wanted = last if place == last.place else Checkpoint(run_url, place)
+        wanted = last if newest else _best(run_url, last)
         return wanted, wanted.weights()
 
+    kept, weights = _newest(run_url, read, warn)
+    return _trained(kept, weights, device)
+
+
+def best_checkpoint(run_url: str, warn: Callable[[str], None] = warnings.warn) -> Checkpoint:
+    """A run's best checkpoint, of which no tensor is read yet. Raises as ``load_trained``."""
+    return _newest(run_url, lambda last: _best(run_url, last), warn)
+
+
+def load_checkpoint(kept: Checkpoint, device: torch.device | str = "cpu") -> Trained:
+    """The model of a checkpoint. Raises LonghaulError where it does not verify."""
+    return _trained(kept, kept.weights(), device)
+
+
+def _newest(run_url: str, read: Callable[[Checkpoint], T], warn: Callable[[str], None]) -> T:
     found = checkpoint.newest(run_url, read, warn, World(0, 1, torch.device("cpu")))
     if found is None:
         raise LonghaulError(f"{run_url} has no checkpoint yet")
-    _, (kept, weights) = found
+    return found[1]
+
+
+def _best(run_url: str, last: Checkpoint) -> Checkpoint:
+    place = checkpoint.best_place(run_url, last)
+    return last if place == last.place else Checkpoint(run_url, place)
+
+
+def _trained(
+    kept: Checkpoint, weights: dict[str, torch.Tensor], device: torch.device | str
+) -> Trained:
     recipe = parse_recipe(kept.commit.recipe, kept.url)
     model = models.build(recipe.model, kept.commit.catalogue_size)
     model.load_state_dict(weights)
-    return Trained(model.to(device).eval(), recipe, kept.state.step, kept.state.data.fingerprint)
+    return Trained(
+        model.to(device).eval(),
+        recipe,
+        kept.state.step,
+        kept.state.data.fingerprint,
+        kept.commit.sha256,
+    )
+
+
+def best_step(run_url: str, warn: Callable[[str], None] = warnings.warn) -> int:
+    """The step of the checkpoint that ``load_trained`` takes, told without its weights."""
+    found = checkpoint.newest(
+        run_url,
+        lambda last: checkpoint.best_place(run_url, last).step,
+        warn,
+        World(0, 1, torch.device("cpu")),
+    )
+    if found is None:
+        raise LonghaulError(f"{run_url} has no checkpoint yet")
+    return found[1]

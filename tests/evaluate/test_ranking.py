@@ -102,6 +102,33 @@ class TestRanks:
             expected = [float(problem.dense[row, i]) for i in best] + [-np.inf] * fill
             assert values[row].tolist() == expected
 
+    @settings(max_examples=60, deadline=None)
+    @given(problem=problems, k=st.integers(1, 12), data=st.data())
+    def test_lists_of_candidates_are_those_of_sorting_them(
+        self, problem: Problem, k: int, data: st.DataObject
+    ) -> None:
+        columns = len(problem.table)
+        allowed = data.draw(st.lists(st.booleans(), min_size=columns, max_size=columns))
+        dense = data.draw(st.booleans())
+        block = DenseScores(torch.from_numpy(problem.dense).double())
+        scores = block if dense else problem.scores()
+        items, values = top_k(scores, k, pack(problem.seen), candidates=torch.tensor(allowed))
+        for row, out in enumerate(problem.seen):
+            left = [i for i in range(1, columns) if allowed[i] and i not in out]
+            best = sorted(left, key=lambda i: (-problem.dense[row, i], i))[:k]
+            assert items[row].tolist() == best + [0] * (k - len(best))
+            assert values[row, : len(best)].tolist() == problem.dense[row, best].tolist()
+
+    @settings(max_examples=30, deadline=None)
+    @given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 12), rises=st.booleans())
+    def test_scores_that_rise_or_fall_with_the_id(self, seed: int, k: int, rises: bool) -> None:
+        rng = np.random.default_rng(seed)
+        dense = np.sort(rng.integers(0, 20, (5, 61)).astype(np.float64), axis=1)
+        dense = dense if rises else dense[:, ::-1].copy()
+        items, _ = top_k(DenseScores(torch.from_numpy(dense)), k)
+        for row, found in zip(dense, items.tolist(), strict=True):
+            assert found == sorted(range(1, 61), key=lambda i: (-row[i], i))[:k]
+
     def test_a_wrong_guess_costs_a_pass_not_a_rank(self) -> None:
         class Misguided(TableScores):
             def guess(self, q: int, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -231,6 +258,8 @@ class TestRefusals:
         seen = torch.tensor([51]), torch.tensor([0, 1])
         with pytest.raises(LonghaulError, match="seen item 51 is not in the catalogue of 50"):
             top_k(scores, 3, seen)
+        with pytest.raises(ValueError, match="of 51 items"):
+            top_k(scores, 3, candidates=torch.ones(50, dtype=torch.bool))
 
 
 def test_a_device_that_computes_at_random_is_refused() -> None:
