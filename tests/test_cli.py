@@ -34,6 +34,7 @@ def test_every_recipe_of_the_project_is_valid(file: Path) -> None:
         ("model.blocs=5", "unknown key 'model.blocs'; did you mean 'blocks'?"),
         ("trian=5", "unknown key 'trian'; did you mean 'train'?"),
         ("data.window.size=5", "unknown key 'data.window.size'; there are: rule, length, bos"),
+        ("train.loss.unifrom=5", "unknown key 'train.loss.unifrom'; did you mean 'uniform'?"),
         ("train.optimizer.l_r=1", "unknown key 'train.optimizer.l_r'; did you mean 'lr'?"),
         ("model.name=lru", "model: no model is called 'lru'; did you mean 'lrurec'?"),
         ("train.steps=soon", "train.steps: Input should be a valid integer"),
