@@ -31,7 +31,9 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A change to the protocol, as seen=none."),
     ] = None,
-    baselines: Annotated[bool, typer.Option(help="Also the popularity baselines.")] = False,
+    baselines: Annotated[
+        bool, typer.Option(help="Also popularity, popularity of late, co-occurrence.")
+    ] = False,
     truth: Annotated[
         str | None, typer.Option(help="truth.json of a synthetic log: also the best possible.")
     ] = None,

@@ -134,7 +134,7 @@ def test_help_names_every_command_with_an_example() -> None:
     said = runner.invoke(app, ["--help"])
     for command in ("prepare", "train", "evaluate", "recommend", "config", "synth", "report"):
         assert command in said.stdout
-    for command in ("prepare", "train", "evaluate", "recommend", "synth"):
+    for command in ("prepare", "train", "evaluate", "compare", "recommend", "synth"):
         assert f"longhaul {command}" in runner.invoke(app, [command, "--help"]).stdout
 
 
