@@ -198,7 +198,6 @@ class _Lists:
         device, width = like.device, like.shape[1]
         self._kept = torch.zeros(queries, k, dtype=torch.int64, device=device)
         self._best = like.new_full((queries, k), -torch.inf)
-        self._rows = torch.arange(queries, device=device)
         self._found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._count = 0
         # Twice as many groups as the list is long, or the k-th best peak would say little.
@@ -233,15 +232,22 @@ class _Lists:
         return self._kept, self._best
 
     def _sort(self) -> None:
-        k = self._kept.shape[1]
-        own = self._rows.repeat_interleave(k), self._kept.flatten(), self._best.flatten()
-        rows, ids, values = (torch.cat(parts) for parts in zip(own, *self._found, strict=True))
-        # Stable sorts, by score and then by row: equal scores stay in the order of ids.
-        order = torch.sort(values, descending=True, stable=True).indices
-        order = order[torch.sort(rows[order], stable=True).indices]
-        starts = torch.searchsorted(rows[order], self._rows)
-        order = order[starts[:, None] + torch.arange(k, device=rows.device)]
-        self._kept, self._best = ids[order], values[order]
+        if not self._count:
+            return
+        queries, k = self._kept.shape
+        rows, ids, values = (torch.cat(parts) for parts in zip(*self._found, strict=True))
+        # By query, and beside each other: the list, then what was found, in the order of ids.
+        order = torch.sort(rows, stable=True).indices
+        counts = torch.bincount(rows, minlength=queries)
+        rows = rows[order]
+        place = k + torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        more = int(counts.max())
+        all_values = torch.cat([self._best, self._best.new_full((queries, more), -torch.inf)], 1)
+        all_ids = torch.cat([self._kept, self._kept.new_zeros(queries, more)], 1)
+        all_values[rows, place], all_ids[rows, place] = values[order], ids[order]
+        # Stable: equal scores stay in the order of ids.
+        best = torch.sort(all_values, dim=1, descending=True, stable=True).indices[:, :k]
+        self._kept, self._best = all_ids.gather(1, best), all_values.gather(1, best)
         self._found, self._count = [], 0
 
 
