@@ -1,8 +1,10 @@
 """longhaul from Python: the parts of the chain, in the order of the data."""
 
+# First, as OpenMP must know how to wait before models loads torch.
+from pipeline.errors import LonghaulError  # isort: split
+
 from models import PackedBatch, SequentialModel, build
 from pipeline.config import Recipe, load_recipe
-from pipeline.errors import LonghaulError
 from pipeline.evaluate import ModelScorer, Protocol, Result, evaluate
 from pipeline.manifest import Dataset, Manifest, open_dataset
 from pipeline.prepare import PrepareOptions, prepare

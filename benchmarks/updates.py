@@ -5,11 +5,10 @@ from collections.abc import Iterator
 
 import torch
 
-from models import build
 from pipeline.config import Recipe
 from pipeline.manifest import Dataset
 from pipeline.stream.stream import Stream
-from pipeline.train.engine import TorchEngine
+from pipeline.train.assembly import build_engine
 from pipeline.world import World
 
 
@@ -40,8 +39,7 @@ def targets_an_epoch(recipe: Recipe, dataset: Dataset) -> int:
 def updates(recipe: Recipe, dataset: Dataset) -> Iterator[int]:
     """One update an iteration; its number of targets. Goes on for ever."""
     stream = stream_of(recipe, dataset)
-    model = build(recipe.model, dataset.manifest.catalogue_size)
-    engine = TorchEngine(model, recipe.train, World(0, 1, torch.device("cpu")))
+    engine = build_engine(recipe, dataset, World(0, 1, torch.device("cpu")))
     epoch = 0
     while True:
         step = stream.next_step()

@@ -24,6 +24,7 @@ from pipeline.train.progress import Follower
 from pipeline.train.run import RunState, read_state, request_stop, write_state
 from pipeline.world import World, pick_device, stop_signals_call, use_threads
 
+_WAITING = "OMP_WAIT_POLICY"  # which the package pipeline sets
 _SECONDS_BETWEEN_POLLS = 2.0  # asking costs a round trip of all workers, 2.7 ms between two
 
 
@@ -85,6 +86,8 @@ def _fit(recipe: Recipe, own_cluster: bool) -> Exception | None:
             storage_path="/longhaul",
             storage_filesystem=_nowhere(),
             failure_config=FailureConfig(max_failures=placement.max_failures),
+            # In force from the start of the process: Ray loads torch before any of our code.
+            worker_runtime_env={"env_vars": {_WAITING: os.environ[_WAITING]}},
         ),
         torch_config=NodeTorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
     )

@@ -134,6 +134,12 @@ class SequentialModel(nn.Module):
         rows: torch.Tensor = self.item_embedding(items)
         return rows, None if self.item_bias is None else self.item_bias[items]
 
+    def start_rows(
+        self, rows: torch.Tensor, catalogue_size: int, generator: torch.Generator
+    ) -> None:
+        """Fill vectors ``[n, d]`` of new items as the model starts those of a whole table."""
+        nn.init.trunc_normal_(rows, std=0.02, a=-0.04, b=0.04, generator=generator)
+
     def mixing_flops(self, length: int) -> int:
         """Of ``encode``, a token of a history of ``length``, beside the linear maps."""
         return 0

@@ -204,6 +204,12 @@ class RecGRELA(SequentialModel):
                 nn.init.uniform_(module.taps, -(_TAPS**-0.5), _TAPS**-0.5)
                 nn.init.uniform_(module.taps_bias, -(_TAPS**-0.5), _TAPS**-0.5)
 
+    def start_rows(
+        self, rows: torch.Tensor, catalogue_size: int, generator: torch.Generator
+    ) -> None:
+        """See ``SequentialModel.start_rows``."""
+        nn.init.normal_(rows, std=0.02, generator=generator)
+
     def _embed(self, items: torch.Tensor) -> torch.Tensor:
         x = self.item_embedding(items)
         return add_and_norm(self.embedding_norm, x, None, self.config.dropout)

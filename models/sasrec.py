@@ -97,6 +97,13 @@ class SASRec(SequentialModel):
             if parameter.dim() > 1:
                 nn.init.xavier_normal_(parameter.data)
 
+    def start_rows(
+        self, rows: torch.Tensor, catalogue_size: int, generator: torch.Generator
+    ) -> None:
+        """See ``SequentialModel.start_rows``: Xavier's spread of a table of the whole catalogue."""
+        spread = math.sqrt(2 / (catalogue_size + 1 + self.config.d))
+        nn.init.normal_(rows, std=spread, generator=generator)
+
     def _embed(self, items: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         x = self.item_embedding(items) * math.sqrt(self.config.d)
         return dropout(x + self.position_embedding(positions), self.config.dropout, self.training)

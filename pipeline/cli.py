@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.command_options import only_given, validated, with_options_of
+from pipeline.command_options import add_command_of, only_given, validated
 from pipeline.errors import LonghaulError
 
 if TYPE_CHECKING:
@@ -45,52 +45,44 @@ def _cluster_for(engine: str) -> "AbstractContextManager[object]":
     return ray_cluster()
 
 
-def _prepare_command() -> None:
+@add_command_of(app, "prepare", "pipeline.prepare.options:PrepareOptions", argument="inputs")
+def prepare_command(context: typer.Context, **values: Any) -> None:
+    """Turn raw event logs into history shards with a manifest.
+
+    [bold]longhaul prepare events/*.parquet --output s3://bucket/set --timestamp time[/bold]
+
+    [bold]longhaul prepare ml-1m.txt --output data/ml-1m[/bold]   (lines "user item")
+
+    [bold]longhaul prepare ml-25m/ratings.csv --source movielens --output data/ml-25m[/bold]
+
+    [bold]longhaul prepare Books.jsonl.gz --source amazon --output data/books[/bold]
+
+    [bold]longhaul prepare ml-100k.inter --source recbole --output data/ml-100k[/bold]
+
+    [bold]longhaul prepare multi_event.parquet --source yambda --output data/yambda[/bold]
+
+    [bold]longhaul prepare logs/ --output data/logs --bad-rows skip[/bold]   (bad_rows.json)
+
+    [bold]longhaul prepare today/ --append data/logs --output data/logs-today[/bold]
+
+    [bold]longhaul prepare s3://logs/2026/ --output s3://sets/2026 --engine ray[/bold]
+    """
     from pipeline.prepare import PrepareOptions, prepare
+    from pipeline.prepare.card_page import write_page
+    from pipeline.progress import bar
 
-    @app.command("prepare")
-    @with_options_of(PrepareOptions, argument="inputs")
-    def command(context: typer.Context, **values: Any) -> None:
-        """Turn raw event logs into history shards with a manifest.
-
-        [bold]longhaul prepare events/*.parquet --output s3://bucket/set --timestamp time[/bold]
-
-        [bold]longhaul prepare ml-1m.txt --output data/ml-1m[/bold]   (lines "user item")
-
-        [bold]longhaul prepare ml-25m/ratings.csv --source movielens --output data/ml-25m[/bold]
-
-        [bold]longhaul prepare Books.jsonl.gz --source amazon --output data/books[/bold]
-
-        [bold]longhaul prepare ml-100k.inter --source recbole --output data/ml-100k[/bold]
-
-        [bold]longhaul prepare multi_event.parquet --source yambda --output data/yambda[/bold]
-
-        [bold]longhaul prepare logs/ --output data/logs --bad-rows skip[/bold]   (bad_rows.json)
-
-        [bold]longhaul prepare today/ --append data/logs --output data/logs-today[/bold]
-
-        [bold]longhaul prepare s3://logs/2026/ --output s3://sets/2026 --engine ray[/bold]
-        """
-        from pipeline.prepare.card_page import write_page
-        from pipeline.progress import bar
-
-        options = validated(PrepareOptions, only_given(context, values))
-        with _cluster_for(options.engine), bar("prepare") as progress:
-            manifest = prepare(
-                options, lambda stage, done, total: progress.update(done, total, stage)
-            )
-        page = write_page(options.output)
-        for name, count in manifest.counts.items():
-            typer.echo(f"{name.replace('_', ' '):>28} {count:>14,}")
-        typer.echo(
-            f"{manifest.users:,} users, {manifest.catalogue_size:,} items, {manifest.events:,} "
-            f"events in {manifest.members:,} members, {len(manifest.shards)} shards: "
-            f"{options.output}"
-        )
-        typer.echo(f"card: {page}")
-
-
-_prepare_command()
+    options = validated(PrepareOptions, only_given(context, values))
+    with _cluster_for(options.engine), bar("prepare") as progress:
+        manifest = prepare(options, lambda stage, done, total: progress.update(done, total, stage))
+    page = write_page(options.output)
+    for name, count in manifest.counts.items():
+        typer.echo(f"{name.replace('_', ' '):>28} {count:>14,}")
+    typer.echo(
+        f"{manifest.users:,} users, {manifest.catalogue_size:,} items, {manifest.events:,} "
+        f"events in {manifest.members:,} members, {len(manifest.shards)} shards: "
+        f"{options.output}"
+    )
+    typer.echo(f"card: {page}")
 
 
 @app.command()
@@ -170,7 +162,7 @@ def _tell_forecast(recipe: "Recipe", as_json: bool) -> None:
     from rich.console import Console
 
     from pipeline.manifest import open_dataset
-    from pipeline.report import table_of_forecast
+    from pipeline.report.tables import table_of_forecast
     from pipeline.train.forecast import forecast
 
     workers = int(os.environ.get("WORLD_SIZE", recipe.placement.least_workers))
@@ -181,38 +173,31 @@ def _tell_forecast(recipe: "Recipe", as_json: bool) -> None:
     Console().print(table_of_forecast(found))
 
 
-def _synth_command() -> None:
+@add_command_of(app, "synth", "pipeline.prepare.synth.options:SynthOptions", first="output")
+def synth_command(context: typer.Context, output: str, **values: Any) -> None:
+    """Write a synthetic event log whose best possible model is known.
+
+    [bold]longhaul synth demo/log --users 20000 --events 1000000[/bold]
+
+    [bold]longhaul synth load/log --preset yambda-5b --fraction 0.01[/bold]   (a load test)
+
+    The events are in events.parquet, or for many events in a folder of this name, a file a day.
+    """
     from pipeline.prepare.synth import SynthOptions, generate
+    from pipeline.progress import bar
 
-    @app.command("synth")
-    @with_options_of(SynthOptions, first="output")
-    def command(context: typer.Context, output: str, **values: Any) -> None:
-        """Write a synthetic event log whose best possible model is known.
+    options = validated(SynthOptions, only_given(context, values))
+    began = time.monotonic()
+    with bar("synth") as progress:
 
-        [bold]longhaul synth demo/log --users 20000 --events 1000000[/bold]
+        def told(done: int) -> None:
+            rate = done / (time.monotonic() - began)
+            progress.update(done, options.events, f"{rate / 1e6:.1f} million events/s")
 
-        [bold]longhaul synth load/log --preset yambda-5b --fraction 0.01[/bold]   (a load test)
-
-        The events are in events.parquet, or for many events in a folder of this name, a file a day.
-        """
-        from pipeline.progress import bar
-
-        options = validated(SynthOptions, only_given(context, values))
-        began = time.monotonic()
-        with bar("synth") as progress:
-
-            def told(done: int) -> None:
-                rate = done / (time.monotonic() - began)
-                progress.update(done, options.events, f"{rate / 1e6:.1f} million events/s")
-
-            generate(options, output, told)
-        typer.echo(
-            f"{options.events:,} events of {options.users:,} users, {options.items:,} items: "
-            f"{output}"
-        )
-
-
-_synth_command()
+        generate(options, output, told)
+    typer.echo(
+        f"{options.events:,} events of {options.users:,} users, {options.items:,} items: {output}"
+    )
 
 
 @app.command()
@@ -245,7 +230,7 @@ def models(
         return
     from rich.console import Console
 
-    from pipeline.report import table_of_models
+    from pipeline.report.tables import table_of_models
 
     Console().print(table_of_models(found, items))
 

@@ -26,6 +26,7 @@ from pydantic import (
 
 import models
 from models import ModelConfig, sizes
+from models.losses import LossConfig
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.evaluate import Protocol
@@ -33,6 +34,7 @@ from pipeline.stream.objective import Objective
 from pipeline.stream.reader import ReadingConfig
 from pipeline.stream.stream import StreamConfig
 from pipeline.tracking.config import TrackingConfig
+from pipeline.train.table.config import TableConfig
 
 SCHEMA_VERSION = 1
 
@@ -94,10 +96,15 @@ class TrainConfig(_Part):
     steps: int = Field(ge=1, description="optimizer steps at most")
     seed: int = Field(0, ge=0, description="of weights, order, masks, dropout and negatives")
     objective: Objective = Objective()
+    loss: LossConfig = LossConfig()
     engine: Literal["deepspeed", "torch"] = Field(
         "deepspeed", description="torch: plain replicas, for debugging and single devices"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    offload: Literal["none", "optimizer"] = Field(
+        "none", description="optimizer: DeepSpeed keeps masters and moments in the host's memory"
+    )
+    table: TableConfig = TableConfig()
     precision: Literal["fp32", "bf16", "autocast"] = Field(
         "fp32",
         description="bf16: bf16 weights, fp32 masters and gradient sums; autocast: fp32 weights, "
@@ -116,6 +123,11 @@ class TrainConfig(_Part):
             raise ValueError(
                 "zero_stage 0 with precision bf16 does not exist in DeepSpeed with fp32 gradient "
                 "sums: take zero_stage 1, or precision autocast"
+            )
+        if self.offload == "optimizer" and (self.engine == "torch" or self.zero_stage == 0):
+            raise ValueError(
+                "offload optimizer is DeepSpeed's, from zero_stage 1 on: set engine deepspeed and "
+                "a zero_stage, or offload none"
             )
         if self.engine == "torch" and self.precision == "bf16":
             raise ValueError(
@@ -218,6 +230,16 @@ class Recipe(_Part):
         return self
 
     @model_validator(mode="after")
+    def _ranks_what_is_held(self) -> "Recipe":
+        dealt = self.train.table.home == "sharded" and self.placement.most_workers > 1
+        if dealt and self.evaluation.candidates != "all":
+            raise ValueError(
+                "evaluation.candidates with train.table.home sharded needs one worker: set "
+                "evaluation.candidates all"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _objective_suits(self) -> "Recipe":
         name, allowed = self.train.objective.name, self.model.objectives
         if name not in allowed:
@@ -259,7 +281,14 @@ class Recipe(_Part):
         document = self.model_dump(mode="json")
         for key in ("runs", "placement", "reading", "tracking", "schema_version"):
             del document[key]
-        for key in ("engine", "zero_stage", "checkpoint_every", "keep_checkpoints", "log_every"):
+        for key in (
+            "engine",
+            "zero_stage",
+            "offload",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+        ):
             del document["train"][key]
         del document["data"]["path"]  # the data's fingerprint is checked instead
         return document

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import webdataset
 
 from pipeline.errors import LonghaulError
 
@@ -79,6 +78,8 @@ def encode_member(key: str, member: Member) -> tuple[bytes, int]:
     Tar entries with fixed headers, those of the head first, without the archive's end: slices
     concatenate to a valid tar once the end-of-archive blocks follow (``SHARD_END``).
     """
+    import webdataset  # which loads torch; only who writes needs it
+
     buffer = io.BytesIO()
     writer = webdataset.TarWriter(buffer, user="longhaul", group="longhaul", mtime=0)
     ends = []

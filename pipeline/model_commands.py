@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Make the commands part of the application."""
-    for command in (evaluate, recommend, report):
+    for command in (evaluate, compare, recommend, report):
         app.command()(command)
 
 
@@ -36,21 +36,32 @@ def evaluate(
         str | None, typer.Option(help="truth.json of a synthetic log: also the best possible.")
     ] = None,
     newest: Annotated[bool, typer.Option(help="The newest checkpoint, not the best.")] = False,
+    groups: Annotated[
+        bool, typer.Option(help="Also by length of the history and popularity of the target.")
+    ] = False,
+    per_user: Annotated[
+        bool, typer.Option(help="Also what is found for each user, as Parquet.")
+    ] = False,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for the results, not the run's eval folder.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Rank the whole catalogue for every user with the best checkpoint of a run.
 
     [bold]longhaul evaluate runs/lrurec --baselines --set seen=window --set ks=[1,10][/bold]
 
+    [bold]longhaul evaluate runs/lrurec --groups --per-user --set lists=true[/bold]
+
+    [bold]longhaul evaluate runs/lrurec --set candidates=10000 --set seen=none[/bold]   (sampled)
+
     Results are kept in the run's eval folder. Several workers share the work under torchrun.
     """
-    import yaml
-
-    from pipeline import world
+    from pipeline import storage, world
     from pipeline.evaluate import Protocol
     from pipeline.evaluate.of_run import evaluate_run
     from pipeline.manifest import open_dataset
-    from pipeline.prepare.synth import Truth
+    from pipeline.prepare.synth.truth import Truth
     from pipeline.progress import bar
     from pipeline.tracking.evaluations import track_evaluations
     from pipeline.train.run import load_config
@@ -60,10 +71,8 @@ def evaluate(
     surroundings = world.torchrun if world.inside_torchrun() else world.alone
     with surroundings(placement.device, placement.threads) as here, bar("evaluate") as progress:
         trained = load_trained(run, here.device, _warn, newest)
-        changes = dict(pair(text) for text in overrides or [])
         kept = trained.recipe.evaluation.model_dump()
-        changed = {name: yaml.safe_load(value) for name, value in changes.items()}
-        protocol = validated(Protocol, {**kept, **changed, "split": split})
+        protocol = validated(Protocol, {**kept, **_changes(overrides), "split": split})
         evaluations = list(
             evaluate_run(
                 trained,
@@ -72,6 +81,8 @@ def evaluate(
                 here,
                 baselines=baselines,
                 truth=Truth.load(truth) if truth else None,
+                per_user=per_user,
+                output=storage.absolute(output) if output else None,
                 progress=lambda name, done, total: progress.update(done, total, name),
             )
         )
@@ -84,9 +95,74 @@ def evaluate(
         return
     from rich.console import Console
 
-    from pipeline.report import table_of
+    from pipeline.evaluate.show import tables_of, tables_of_groups
 
-    Console().print(table_of(evaluations))
+    for table in tables_of(evaluations) + (tables_of_groups(evaluations) if groups else []):
+        Console().print(table)
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Folders of runs.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="The run, or the popularity or co-occurrence, to compare with."),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", help="As ndcg@10; may be repeated.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    data: Annotated[
+        str | None, typer.Option(help="Another data set than the ones trained on.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A change to the protocol of all runs."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=100, help="Random signs for p.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random signs.")] = 0,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for compare.json and compare.png.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs user by user: differences, 95 % intervals, and whether they could be chance.
+
+    [bold]longhaul compare runs/sasrec runs/lrurec runs/hydrarec --metric ndcg@10[/bold]
+
+    [bold]longhaul compare runs/lrurec --baseline co-occurrence --output page[/bold]
+
+    Runs without results for each user (`evaluate --per-user`) are evaluated first. p is two-sided,
+    by random signs; where there is more than one difference it is corrected by Holm's method.
+    """
+    from pipeline import storage
+    from pipeline.evaluate.compare import compare as differences
+    from pipeline.evaluate.compare_runs import sides_of
+    from pipeline.evaluate.show import picture_of_comparison, table_of_comparison
+    from pipeline.progress import bar
+
+    changes = {**_changes(overrides), "split": split}
+    with bar("compare") as progress:
+        reference, others = sides_of(
+            runs,
+            changes,
+            baseline,
+            data,
+            _warn,
+            lambda name, done, total: progress.update(done, total, name),
+        )
+        ks = reference.found.protocol.ks
+        wanted = metrics or [f"ndcg@{10 if 10 in ks else ks[0]}"]
+        found = differences(reference, others, wanted, samples, seed)
+    if output:
+        folder = storage.absolute(output)
+        storage.write_bytes(storage.join(folder, "compare.png"), picture_of_comparison(found))
+        storage.write_json(storage.join(folder, "compare.json"), found.model_dump(mode="json"))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    from rich.console import Console
+
+    Console().print(table_of_comparison(found))
 
 
 def recommend(
@@ -251,12 +327,44 @@ def _tell_summary(summary: "Summary", as_json: bool) -> None:
 
 def report(
     run: Annotated[str, typer.Argument(help="A run's folder.")],
-    output: Annotated[str, typer.Option(help="Folder for report.html and report.png.")],
+    output: Annotated[str, typer.Option(help="Folder for report.html and the pictures.")],
+    examples: Annotated[
+        int, typer.Option(min=0, help="Users to show the history and the best items of.")
+    ] = 0,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE:KEY,NAME",
+            help="Names of the items shown: Parquet, CSV or TSV, its columns of keys and names.",
+        ),
+    ] = None,
 ) -> None:
-    """Write one page on a run: how it trained, how it ranks, with pictures."""
-    from pipeline.report import write_report
+    """Write one page on a run: how it trained, where its time went, how it ranks, with pictures.
 
-    typer.echo(write_report(run, output))
+    [bold]longhaul report runs/demo --output page[/bold]
+
+    [bold]longhaul report runs/ml-1m --output page --examples 5 --names movies.csv:id,title[/bold]
+
+    A run tracked by W&B gets the page there too.
+    """
+    from pipeline.report.page import write_report
+    from pipeline.tracking.evaluations import track_report
+    from pipeline.train.run import load_config
+
+    if names is not None and not examples:
+        raise LonghaulError("--names is for the items of examples: say how many with --examples")
+    page, found = write_report(run, output, _warn, examples, names)
+    recipe = load_config(run)
+    if recipe.tracking.wandb != "disabled":
+        track_report(recipe, found)
+    typer.echo(page)
+
+
+def _changes(overrides: list[str] | None) -> dict[str, Any]:
+    """The changes to a protocol that ``--set`` asks for."""
+    import yaml
+
+    return {name: yaml.safe_load(value) for name, value in map(pair, overrides or [])}
 
 
 def _warn(message: str) -> None:

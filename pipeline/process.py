@@ -35,9 +35,6 @@ def main() -> None:
 
 def run_command() -> int:
     """Run the command in ``sys.argv``; its exit code. A mistake becomes one line and code 1."""
-    # Read when torch is loaded. OpenMP threads that wait by spinning take the core from whoever
-    # they wait for: beside one other busy process training ran at a quarter of the speed.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         _check_packages()
         read_secrets()

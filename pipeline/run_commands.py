@@ -23,7 +23,7 @@ def status(run: Run, as_json: AsJson = False) -> None:
     """
     from rich.console import Console
 
-    from pipeline.report import table_of_standing
+    from pipeline.report.tables import table_of_standing
     from pipeline.train.standing import standing
 
     found = standing(run)
@@ -70,7 +70,7 @@ def runs(
     """
     from rich.console import Console
 
-    from pipeline.report import table_of_runs
+    from pipeline.report.tables import table_of_runs
     from pipeline.train.standing import standings
 
     found = list(standings(folder))

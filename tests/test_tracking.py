@@ -15,8 +15,9 @@ from pipeline.errors import LonghaulError
 from pipeline.evaluate import Protocol
 from pipeline.evaluate.of_run import evaluate_run
 from pipeline.manifest import Dataset
+from pipeline.report.page import report_of
 from pipeline.tracking import wandb_run
-from pipeline.tracking.evaluations import track_evaluations
+from pipeline.tracking.evaluations import track_evaluations, track_report
 from pipeline.tracking.metrics_file import MetricsFile
 from pipeline.train import node_load
 from pipeline.train.trained import load_trained
@@ -100,12 +101,18 @@ def test_evaluations_join_the_run(small_set: Dataset, tmp_path: Path) -> None:
             )
         )
     track_evaluations(wanted, found)
-    trained, evaluated = offline_logs(tmp_path / "tracked")
+    report = report_of(wanted)
+    track_report(wanted, report)
+    trained, evaluated, reported = offline_logs(tmp_path / "tracked")
     assert of_kind(trained, "run")[0].run_id == of_kind(evaluated, "run")[0].run_id
-    (row,) = rows(evaluated)
-    kinds = {name.split("/")[0]: value for name, value in row.items() if name.endswith("_type")}
-    assert kinds == {"evaluations": "table-file", "report": "image-file"}
-    assert row["evaluations/nrows"] == 3
+    assert of_kind(reported, "run")[0].run_id == of_kind(evaluated, "run")[0].run_id
+    table, shown = rows(evaluated)
+    kinds = {k.removesuffix("/_type"): v for k, v in table.items() if k.endswith("_type")}
+    assert (kinds, table["evaluations/nrows"]) == ({"evaluations": "table-file"}, 4)
+    images = {f"pictures/{name}": "image-file" for name in report.pictures}
+    for row in (shown, *rows(reported)):
+        kinds = {k.removesuffix("/_type"): v for k, v in row.items() if k.endswith("_type")}
+        assert kinds == {"page": "html-file", **images}
     summary = {
         "/".join([item.key, *item.nested_key]).strip("/"): item.value_json
         for update in of_kind(evaluated, "summary")
@@ -113,8 +120,11 @@ def test_evaluations_join_the_run(small_set: Dataset, tmp_path: Path) -> None:
     }
     ndcg = found[0].result.metrics["ndcg@10"]
     assert json.loads(summary["test/lrurec/ndcg@10"]) == ndcg
-    media = list((tmp_path / "tracked").glob("wandb/offline-run-*/files/media/images/*.png"))
-    assert [image.read_bytes()[:4] for image in media] == [b"\x89PNG"]
+    media = tmp_path / "tracked" / "wandb" / "latest-run" / "files" / "media"
+    kept = {image.read_bytes() for image in media.glob("images/**/*.png")}
+    assert kept == set(report.pictures.values())
+    (page,) = media.glob("html/*.html")
+    assert "How it ranks" in page.read_text()
 
 
 def test_runs_in_buckets_keep_the_offline_log_there(small_set: Dataset, bucket: str) -> None:

@@ -19,6 +19,7 @@ from models.ops.prefix_sum import prefix_sum
 from models.ops.product_keys import memory_read, product_key_top
 from models.ops.recurrence import diagonal_recurrence
 from models.ops.rotary import rotate
+from models.ops.sampled import sampled_binary_loss, sampled_softmax_loss
 from models.ops.softmax import full_softmax_loss
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "product_key_top",
     "rotate",
     "running_softmax_experts",
+    "sampled_binary_loss",
+    "sampled_softmax_loss",
     "segment_softmax",
     "segment_sum",
     "spread",

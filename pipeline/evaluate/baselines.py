@@ -46,7 +46,7 @@ def popularity(dataset: Dataset, world: World | None = None) -> PopularityScorer
     counted = _counted(dataset, "train_events")
     if counted is not None:
         return counted
-    return _count(dataset, world or current_world(), lambda member: _until_train_end(member) > 0)
+    return _count(dataset, world or current_world(), lambda member: until_train_end(member) > 0)
 
 
 def recent_popularity(
@@ -70,7 +70,7 @@ def recent_popularity(
     unit = dataset.manifest.timestamp_unit
     if unit is None:
         return _count(
-            dataset, world, lambda member: _is_between(_until_train_end(member), 1, events)
+            dataset, world, lambda member: _is_between(until_train_end(member), 1, events)
         )
     end = dataset.manifest.split.train_end
     if end is None:
@@ -79,7 +79,7 @@ def recent_popularity(
 
     def recent(member: Member) -> np.ndarray:
         assert member.timestamps is not None, "the manifest names a unit of timestamps"
-        chosen: np.ndarray = (_until_train_end(member) > 0) & (member.timestamps >= begin)
+        chosen: np.ndarray = (until_train_end(member) > 0) & (member.timestamps >= begin)
         return chosen
 
     return _count(dataset, world, recent)
@@ -98,7 +98,7 @@ def _is_between(values: np.ndarray, low: int, high: int) -> np.ndarray:
     return inside
 
 
-def _until_train_end(member: Member) -> np.ndarray:
+def until_train_end(member: Member) -> np.ndarray:
     """For each event, i64 ``[T]``: 1 for the last in a user's training part, 2 for the one before,
     ...; 0 and less past it."""
     train_end = member.offsets[:-1].astype(np.int64) + member.splits[:, TRAIN_END]
@@ -122,7 +122,7 @@ def _newest(dataset: Dataset, world: World) -> int:
     newest = -(1 << 62)
     for member in _share(dataset, world):
         assert member.timestamps is not None, "the manifest names a unit of timestamps"
-        times = member.timestamps[_until_train_end(member) > 0]
+        times = member.timestamps[until_train_end(member) > 0]
         newest = max(newest, int(times.max(initial=newest)))
     return int(max(world.gather(newest)))
 

@@ -15,7 +15,7 @@ from models.batch import PackedBatch
 from pipeline.evaluate.protocol import Protocol
 from pipeline.evaluate.ranking import Packed
 from pipeline.manifest import Dataset
-from pipeline.member import TEST_START, VALIDATION_END, VALIDATION_START
+from pipeline.member import TEST_START, TRAIN_END, VALIDATION_END, VALIDATION_START
 
 BATCH_TOKENS = 8192  # cost of a batch: a token costs 1,
 USER_TOKENS = 8  # a user as much as this many, for the ranking: at most 1024 users a batch
@@ -38,7 +38,8 @@ class Queries:
     """One batch of ``n`` users to score.
 
     batch: a segment a user, his newest events. keys: of the users, ``[n]``. targets: int64
-    ``[m]``, ``offsets`` int64 ``[n + 1]``. seen: by the rule of the protocol, or None.
+    ``[m]``, ``offsets`` int64 ``[n + 1]``. seen: by the rule of the protocol, or None. history:
+    int64 ``[n]``, the events before the part. known: bool ``[n]``, who has an event in training.
     """
 
     batch: PackedBatch
@@ -46,9 +47,13 @@ class Queries:
     targets: torch.Tensor
     offsets: torch.Tensor
     seen: Packed | None
+    history: np.ndarray
+    known: np.ndarray
 
     def name(self, row: int) -> str:
         """User ``row`` in words, for errors."""
+        if not len(self.keys):
+            return "an empty history"
         key = self.keys[row]
         return f"user {key.decode() if isinstance(key, bytes) else key}"
 
@@ -101,6 +106,7 @@ def read_block(
 
     scored = np.flatnonzero((start < stop)[: block.users])
     home, start, stop, keys = home[scored], start[scored], stop[scored], keys[scored]
+    known = splits[scored, TRAIN_END] > 0
     window = np.minimum(start, protocol.max_history)
     begin = home + start - window
     # The empty history is the 0 that was put after the last item.
@@ -129,6 +135,8 @@ def read_block(
                 targets=torch.from_numpy(targets),
                 offsets=torch.from_numpy(offsets),
                 seen=seen,
+                history=start[part],
+                known=known[part],
             )
         )
     return batches, block.users - len(scored), int((window == 0).sum())
@@ -136,6 +144,20 @@ def read_block(
 
 NOBODY = PackedBatch(torch.zeros(1).long(), torch.tensor([0, 1]), torch.zeros(1).long())
 """Encoded where a worker has nobody, so that all encode equally often: sharded models need it."""
+
+
+def nobody(protocol: Protocol) -> Queries:
+    """What is asked where a worker has nobody and the others need it to rank theirs."""
+    nothing, bounds = torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    return Queries(
+        batch=NOBODY,
+        keys=np.zeros(0, np.int64),
+        targets=nothing,
+        offsets=bounds,
+        seen=None if protocol.seen == "none" else (nothing, bounds),
+        history=np.zeros(0, np.int64),
+        known=np.zeros(0, bool),
+    )
 
 
 def _targets(

@@ -9,11 +9,13 @@ import torch
 
 from models.batch import PackedBatch
 from pipeline.errors import LonghaulError
-from pipeline.evaluate.blocks import NOBODY, Queries, plan_blocks, read_block
-from pipeline.evaluate.metrics import MetricSums
+from pipeline.evaluate.baselines import popularity
+from pipeline.evaluate.blocks import nobody, plan_blocks, read_block
+from pipeline.evaluate.catalogue import Catalogue
+from pipeline.evaluate.per_user import PerUserWriter, plan_parts
 from pipeline.evaluate.protocol import Protocol, Result
-from pipeline.evaluate.ranking import Ranks, rank_targets, top_k
 from pipeline.evaluate.scores import Scores, TableScores
+from pipeline.evaluate.tally import Tally
 from pipeline.manifest import Dataset
 from pipeline.world import World, current_world
 
@@ -55,7 +57,7 @@ class ModelScorer:
 
     def score(self, batch: PackedBatch) -> TableScores:
         """See ``Scorer``. Large batches are encoded in parts, whole segments in each."""
-        batch = _with_gap(batch) if self._masks else batch
+        batch = with_gap(batch) if self._masks else batch
         last = []
         for part in _parts(batch):
             here = part.to(self._table.device)
@@ -76,7 +78,7 @@ def _parts(batch: PackedBatch) -> Iterator[PackedBatch]:
         low = high
 
 
-def _with_gap(batch: PackedBatch) -> PackedBatch:
+def with_gap(batch: PackedBatch) -> PackedBatch:
     """Token 0 after the last event of every segment."""
     segments = len(batch.offsets) - 1
     offsets = batch.offsets + torch.arange(segments + 1)
@@ -87,110 +89,86 @@ def _with_gap(batch: PackedBatch) -> PackedBatch:
     return PackedBatch(items, offsets, torch.zeros_like(items))
 
 
-class _Tally:
-    """What one worker has counted, and later all of them together."""
-
-    def __init__(self, protocol: Protocol, catalogue_size: int) -> None:
-        self._ks = protocol.ks
-        nobody = Ranks(np.empty(0, np.int64), np.empty(0, np.int64)), np.zeros(1, np.int64)
-        self.against = MetricSums.of(*nobody, self._ks, "against")
-        self.random = MetricSums.of(*nobody, self._ks, "random")
-        self.without_target = self.without_history = 0
-        # By list length and item: whether it has been in a list.
-        self.covered: np.ndarray | None = None
-        if protocol.coverage:
-            self.covered = np.zeros((len(self._ks), catalogue_size + 1), dtype=bool)
-
-    def add(self, scores: Scores, queries: Queries) -> None:
-        """Rank the targets of one batch, and count."""
-        ranks = rank_targets(scores, queries.targets, queries.offsets, queries.seen, queries.name)
-        offsets = queries.offsets.numpy()
-        self.against += MetricSums.of(ranks, offsets, self._ks, "against")
-        self.random += MetricSums.of(ranks, offsets, self._ks, "random")
-        if self.covered is not None:
-            lists = top_k(scores, max(self._ks), queries.seen, queries.name)[0].cpu().numpy()
-            for k, row in zip(self._ks, self.covered, strict=True):
-                row[lists[:, :k]] = True
-
-    def merge(self, world: World) -> None:
-        """Add up over all workers, exactly; afterwards all hold the same."""
-        counts = self.against, self.random, self.without_target, self.without_history
-        against, random, without_target, without_history = zip(*world.gather(counts), strict=True)
-        self.against = sum(against[1:], start=against[0])
-        self.random = sum(random[1:], start=random[0])
-        self.without_target, self.without_history = sum(without_target), sum(without_history)
-        if self.covered is not None:
-            bits = np.bitwise_or.reduce(world.gather(np.packbits(self.covered)))
-            covered = np.unpackbits(bits, count=self.covered.size).astype(bool)
-            self.covered = covered.reshape(self.covered.shape)
-
-
 def evaluate(
     dataset: Dataset,
     scorer: Scorer,
     protocol: Protocol,
     world: World | None = None,
     progress: Callable[[int, int], None] | None = None,
+    catalogue: Catalogue | None = None,
+    per_user: PerUserWriter | None = None,
 ) -> Result:
     """Score every user who has an event in the protocol's split, each exactly once.
 
     The result is the same to the last bit on any number of workers, as long as the scorer gives
     the same scores for the same batch (on a CPU: with the same number of threads). Metrics are
-    defined in ``metrics.user_metrics``; coverage@k is the share of the catalogue that is in the
-    ``top_k`` list of any scored user, where seen items are left out even if they are a target.
+    defined in ``metrics.user_metrics`` and ``catalogue.list_metrics``; coverage@k is the share of
+    the catalogue that is in the ``top_k`` list of any scored user, where seen items are left out
+    even if they are a target.
 
     world: the processes that share the work, all of which call this; by default the process group
     of torch.distributed, if there is one. progress: called with users done and users in all, both
-    of this worker. Returns the same result (but for its seconds) on all workers.
+    of this worker. catalogue: given, targets are grouped by popularity too; lists need one, and
+    make it if they must. per_user: keeps what is found for each user, for its caller to commit.
+    Returns the same result (but for its seconds) on all workers.
 
     Raises LonghaulError, on all workers, where a score is not finite (with the user's key), a
     member of the data set is damaged, or nobody can be scored.
     """
     began = time.perf_counter()
     world = world or current_world()
-    tally = _Tally(protocol, dataset.manifest.catalogue_size)
+    if catalogue is None and protocol.lists:
+        catalogue = Catalogue(popularity(dataset, world).counts)
+    tally = Tally(protocol, catalogue, per_user)
     blocks = plan_blocks(dataset, protocol)
-    deals = [blocks[rank :: world.world_size] for rank in range(world.world_size)]
-    mine, longest = deals[world.rank], max(sum(b.batches for b in deal) for deal in deals)
-    done, everybody = 0, sum(block.users for block in mine)
+    parts = [[block] for block in blocks] if per_user is None else plan_parts(blocks)
+    deals = [parts[rank :: world.world_size] for rank in range(world.world_size)]
+    longest = max(sum(block.batches for part in deal for block in part) for deal in deals)
+    mine = deals[world.rank]
+    done, everybody = 0, sum(block.users for part in mine for block in part)
     calls = 0
     failure: LonghaulError | None = None
     with torch.no_grad():
         try:
-            for block in mine:
-                batches, without_target, without_history = read_block(dataset, block, protocol)
-                tally.without_target += without_target
-                tally.without_history += without_history
-                for queries in batches:
-                    calls += 1
-                    scores = scorer.score(queries.batch)
-                    if len(queries.keys):
-                        tally.add(scores, queries)
-                done += block.users
-                if progress is not None:
-                    progress(done, everybody)
+            for number, part in enumerate(mine):
+                for block in part:
+                    batches, without_target, without_history = read_block(dataset, block, protocol)
+                    tally.without_target += without_target
+                    tally.without_history += without_history
+                    for queries in batches:
+                        calls += 1
+                        scores = scorer.score(queries.batch)
+                        if len(queries.keys) or scores.together:
+                            tally.add(scores, queries)
+                    done += block.users
+                    if progress is not None:
+                        progress(done, everybody)
+                if per_user is not None:
+                    per_user.end_part(world.rank + number * world.world_size)
         except LonghaulError as error:
             failure = error
         for _ in range(longest - calls):
-            scorer.score(NOBODY)
+            queries = nobody(protocol)
+            scores = scorer.score(queries.batch)
+            if scores.together:
+                tally.add(scores, queries)
     world.agree(failure)
     tally.merge(world)
-    if tally.against.users == 0:
+    if tally.users is None or tally.expected is None:
         raise LonghaulError(
             f"nobody can be scored: none of the {tally.without_target} users looked at in "
             f"{dataset.url} has an event in the {protocol.split} part"
         )
-    metrics = tally.against.means()
-    if tally.covered is not None:
-        for k, row in zip(protocol.ks, tally.covered, strict=True):
-            metrics[f"coverage@{k}"] = int(row[1:].sum()) / dataset.manifest.catalogue_size
     return Result(
-        metrics=metrics,
-        expected=tally.random.means(),
-        users=tally.against.users,
-        targets=tally.against.targets,
+        ranking=protocol.ranking,
+        metrics=tally.users.means(0) | tally.coverage(),
+        half_widths=tally.users.half_widths(0),
+        expected=tally.expected.means(0),
+        users=int(tally.users.rows[0]),
+        targets=tally.users.targets(0),
         skipped={f"no event in the {protocol.split} part": tally.without_target},
         without_history=tally.without_history,
+        groups=tally.groups(),
         protocol=protocol,
         data=dataset.fingerprint,
         catalogue_size=dataset.manifest.catalogue_size,

@@ -1,19 +1,11 @@
-"""From ranks to means: HR, recall, NDCG and MRR, exact under any distribution of the users.
-
-Each user gives one value per metric. Values are summed as integers, in units of 2^-52, so a sum
-is the same to the last bit in whatever order and on however many workers it was formed.
-"""
+"""From ranks to metrics: HR, recall, NDCG and MRR of each user."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from pipeline.evaluate.ranking import Ranks
-
-_UNIT = 1 << 52  # a value in [0, 1] times this is rounded to an integer: an error below 2^-53
-_HALF = 26  # bits; int64 sums of the two halves of such integers cannot overflow
 
 Ties = Literal["against", "random"]
 
@@ -63,7 +55,7 @@ def user_metrics(
     found = np.cumsum(hits, axis=1)
     gain = np.cumsum(hits * discount, axis=1)
     best = np.cumsum(discount)
-    first = -np.diff(missed, axis=1, prepend=1.0)
+    first = np.concatenate([np.ones((users, 1)), missed[:, :-1]], axis=1) - missed
     reciprocal = np.cumsum(first / place, axis=1)
 
     metrics: dict[str, np.ndarray] = {}
@@ -101,44 +93,12 @@ def _places(
     return owner, rank - size + nth, np.ones_like(rank), np.zeros_like(nth)
 
 
-@dataclass(frozen=True)
-class MetricSums:
-    """Sums over users that add up: ``a + b`` is the sum over the users of both, exactly.
+def half_places(ranks: Ranks, offsets: np.ndarray, ties: Ties) -> np.ndarray:
+    """The sum of the ranks of each user's targets, in half places: int64 ``[U]``.
 
-    values: by metric, in units of 2^-52. ranks: over targets, in half places.
+    Ranks are positions in the one list of ``user_metrics``; with random ties their expectation.
     """
-
-    values: dict[str, int]
-    users: int
-    targets: int
-    ranks: int
-
-    @classmethod
-    def of(cls, ranks: Ranks, offsets: np.ndarray, ks: Sequence[int], ties: Ties) -> "MetricSums":
-        """The sums over the users of ``user_metrics``, which says what is asked for."""
-        values = {}
-        for name, value in user_metrics(ranks, offsets, ks, ties).items():
-            units = np.rint(value * _UNIT).astype(np.int64)
-            high, low = int((units >> _HALF).sum()), int((units & ((1 << _HALF) - 1)).sum())
-            values[name] = (high << _HALF) + low
-        _, higher, width, _ = _places(ranks, offsets, ties)
-        return cls(
-            values=values,
-            users=len(offsets) - 1,
-            targets=len(higher),
-            ranks=int((2 * higher + width + 1).sum()),
-        )
-
-    def __add__(self, other: "MetricSums") -> "MetricSums":
-        return MetricSums(
-            values={name: value + other.values[name] for name, value in self.values.items()},
-            users=self.users + other.users,
-            targets=self.targets + other.targets,
-            ranks=self.ranks + other.ranks,
-        )
-
-    def means(self) -> dict[str, float]:
-        """Means over users; ``mean_rank`` over targets. There must be a user."""
-        means = {name: value / (self.users * _UNIT) for name, value in self.values.items()}
-        means["mean_rank"] = self.ranks / (2 * self.targets)
-        return means
+    owner, higher, width, _ = _places(ranks, offsets, ties)
+    sums = np.zeros(len(offsets) - 1, np.int64)
+    np.add.at(sums, owner, 2 * higher + width + 1)
+    return sums

@@ -62,14 +62,13 @@ def rank_targets(
     LonghaulError with ``name(row)`` of a query that has a score that is no finite number (whether
     or not that item is a candidate), and for ids outside the catalogue.
     """
-    m = len(targets)
-    wanted = targets.cpu().numpy()
-    bounds = np.arange(m + 1) if offsets is None else offsets.cpu().numpy()
+    each = torch.arange(len(targets) + 1) if offsets is None else offsets
+    wanted, bounds = _of_everyone(scores, (targets, each))
     _check_ids(wanted, 1, scores.columns, "target")
     query = np.repeat(np.arange(scores.rows), np.diff(bounds))
     masks = _Masks(scores, seen, spared=np.sort(query * scores.columns + wanted))
-    ranks = Ranks(np.empty(m, np.int64), np.empty(m, np.int64))
-    with _full_fp32():
+    ranks = Ranks(np.empty(len(wanted), np.int64), np.empty(len(wanted), np.int64))
+    with full_fp32():
         for q in range(-(-scores.rows // scores.shape[0])):
             low = q * scores.shape[0]
             a, b = bounds[low], bounds[min(low + scores.shape[0], scores.rows)]
@@ -89,7 +88,19 @@ def rank_targets(
             )
             ranks.higher[order] = higher.cpu().numpy()
             ranks.ties[order] = ties.cpu().numpy()
-    return ranks
+    own = slice(bounds[scores.own.start], bounds[scores.own.stop])
+    return Ranks(ranks.higher[own], ranks.ties[own])
+
+
+def _of_everyone(scores: Scores, packed: Packed) -> tuple[np.ndarray, np.ndarray]:
+    """What all workers that rank together ask, a place for each row of the scores."""
+    parts = scores.everyone(tuple(part.cpu().numpy() for part in packed))
+    ids = np.concatenate([ids for ids, _ in parts])
+    # Rows that fill a worker's share up ask nothing.
+    lengths = np.zeros((len(parts), scores.rows // len(parts)), np.int64)
+    for row, (_, bounds) in zip(lengths, parts, strict=True):
+        row[: len(bounds) - 1] = np.diff(bounds)
+    return ids, np.concatenate([[0], np.cumsum(lengths)])
 
 
 def _count(
@@ -104,18 +115,19 @@ def _count(
     """Higher and tied candidates of the pairs (``at``, ``targets``) of one row of tiles."""
     width = scores.shape[1]
     flat_masks = masks.of(q)
-    goal = scores.guess(q, at, targets)
+    goal = scores.total(scores.guess(q, at, targets))
+    held = (targets >= scores.held.start) & (targets < scores.held.stop)
     flags = goal.new_empty(scores.shape)  # 0.0 and 1.0: much faster to sum than booleans
     for _ in range(3):
         higher = torch.zeros(len(at), dtype=torch.int64, device=scores.device)
         reached = torch.zeros_like(higher)
         exact = torch.zeros_like(goal)
         health = goal.new_zeros(scores.shape[0])
-        for i, flat in enumerate(flat_masks):
+        for i in scores.tiles:
             tile = scores.tile(q, i)
-            _mask(tile, i, scores.columns, flat, health)
+            _mask(tile, i, scores.held, flat_masks[i], health)
             column = targets - i * width
-            inside = (column >= 0) & (column < width)
+            inside = held & (column >= 0) & (column < width)
             exact = torch.where(inside, tile[at, column.clamp(0, width - 1)], exact)
             first = 0
             for size in sizes:
@@ -125,8 +137,10 @@ def _count(
                 higher[first : first + size] += torch.gt(part, mine, out=buffer).sum(1).long()
                 reached[first : first + size] += torch.ge(part, mine, out=buffer).sum(1).long()
                 first += size
-        if not torch.isfinite(health).all():
+        if not torch.isfinite(scores.total(health)).all():
             _refuse_non_finite(scores, q, name)
+        for found in (higher, reached, exact):
+            scores.total(found)
         # Comparing with anything but the tile's own number could miss a tie or invent one.
         if torch.equal(exact, goal):
             return higher, reached - higher - 1
@@ -159,30 +173,42 @@ def top_k(
     masks = _Masks(scores, seen, spared=np.empty(0, np.int64))
     barred = _Barred(scores, candidates)
     items, values = [], []
-    with _full_fp32():
+    with full_fp32():
         for q in range(-(-scores.rows // queries)):
             live = min(queries, scores.rows - q * queries)
-            lists: _Lists | None = None
-            for i, flat in enumerate(masks.of(q)):
-                if lists is not None and barred.all_of(i):
+            lists = _Lists(live, k, scores)
+            health = torch.zeros(queries, dtype=scores.dtype, device=scores.device)
+            flat_masks = masks.of(q)
+            for i in scores.tiles:
+                if barred.all_of(i):
                     continue
                 tile = scores.tile(q, i)
-                if lists is None:
-                    health = tile.new_zeros(queries)
-                    lists = _Lists(live, k, tile)
-                _mask(tile, i, scores.columns, flat, health)
+                _mask(tile, i, scores.held, flat_masks[i], health)
                 barred.mask(tile, i)
                 lists.add(tile[:live], i * width)
-            assert lists is not None
-            if not torch.isfinite(health).all():
+            if not torch.isfinite(scores.total(health)).all():
                 _refuse_non_finite(scores, q, name)
             kept, best = lists.sorted()
             items.append(kept)
             values.append(best)
     if not items:
-        empty = torch.zeros(0, k, device=scores.device)
+        empty = torch.zeros(0, k, dtype=scores.dtype, device=scores.device)
         return empty.long(), empty
-    return torch.cat(items), torch.cat(values)
+    found = torch.cat(items), torch.cat(values)
+    return _best_of(scores, found) if scores.together else found
+
+
+def _best_of(
+    scores: Scores, lists: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lists of this worker's queries from everyone's lists, each of other items."""
+    parts = scores.everyone(tuple(part.cpu() for part in lists))
+    ids, values = (torch.cat([part[n][scores.own] for part in parts], dim=1) for n in (0, 1))
+    # Workers hold ids in order, so equal scores stay in it.
+    order = torch.sort(values, dim=1, descending=True, stable=True).indices
+    order = order[:, : lists[0].shape[1]]
+    best = ids.gather(1, order), values.gather(1, order)
+    return best[0].to(scores.device), best[1].to(scores.device)
 
 
 class _Lists:
@@ -194,10 +220,10 @@ class _Lists:
     last of a list is too low, which lets in more than is needed but leaves nothing out.
     """
 
-    def __init__(self, queries: int, k: int, like: torch.Tensor) -> None:
-        device, width = like.device, like.shape[1]
+    def __init__(self, queries: int, k: int, scores: Scores) -> None:
+        device, width = scores.device, scores.shape[1]
         self._kept = torch.zeros(queries, k, dtype=torch.int64, device=device)
-        self._best = like.new_full((queries, k), -torch.inf)
+        self._best = torch.full((queries, k), -torch.inf, dtype=scores.dtype, device=device)
         self._found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._count = 0
         # Twice as many groups as the list is long, or the k-th best peak would say little.
@@ -289,7 +315,7 @@ class _Masks:
         self._pairs = np.empty(0, np.int64)
         self._bounds = np.zeros(scores.rows + 1, np.int64)
         if seen is not None:
-            ids, bounds = (part.cpu().numpy() for part in seen)
+            ids, bounds = _of_everyone(scores, seen)
             _check_ids(ids, 0, scores.columns, "seen item")
             pairs = np.repeat(np.arange(scores.rows) * scores.columns, np.diff(bounds)) + ids
             keep = np.ones(len(pairs), dtype=bool)
@@ -317,18 +343,18 @@ class _Masks:
 
 
 def _mask(
-    tile: torch.Tensor, i: int, columns: int, seen: torch.Tensor, health: torch.Tensor
+    tile: torch.Tensor, i: int, held: range, seen: torch.Tensor, health: torch.Tensor
 ) -> None:
-    """Put -inf on whatever is no candidate; first add the rows' sums to ``health``.
+    """Put -inf on whatever is no candidate here; first add the rows' sums to ``health``.
 
     A sum with a non-finite term is never finite, and costs far less than asking each score.
     """
+    first = i * tile.shape[1]
     if i == 0:
         tile[:, 0] = 0  # whatever the table holds for item 0 is no error
     health += tile.sum(1)
-    if i == 0:
-        tile[:, 0] = -torch.inf
-    tile[:, columns - i * tile.shape[1] :] = -torch.inf
+    tile[:, : max(1, held.start) - first if first <= held.start else 0] = -torch.inf
+    tile[:, max(0, held.stop - first) :] = -torch.inf
     tile.view(-1).index_fill_(0, seen, -torch.inf)
 
 
@@ -337,18 +363,30 @@ def _refuse_non_finite(scores: Scores, q: int, name: Callable[[int], str]) -> No
 
     There may be none: finite scores near the end of the range can have a sum beyond it.
     """
+    first = next(filter(None, scores.everyone(_first_non_finite(scores, q))), None)
+    if first is None:
+        return
+    row, item, score = first
+    own = range(scores.own.start, scores.own.stop)
+    whose = scores.everyone(name(row - own.start) if row in own else None)
+    raise LonghaulError(
+        f"the score of item {item} for {next(filter(None, whose), 'nobody')} is {score}: a model "
+        "that has diverged cannot be ranked"
+    )
+
+
+def _first_non_finite(scores: Scores, q: int) -> tuple[int, int, float] | None:
+    """Row, item and score of the first one among those held here."""
     queries, width = scores.shape
-    for i in range(-(-scores.columns // width)):
+    for i in scores.tiles:
         tile = scores.tile(q, i)[: scores.rows - q * queries]
         if i == 0:
             tile[:, 0] = 0
         bad = ~torch.isfinite(tile)
         if bad.any():
             row, column = (int(index) for index in bad.nonzero()[0])
-            raise LonghaulError(
-                f"the score of item {i * width + column} for {name(q * queries + row)} is "
-                f"{float(tile[row, column])}: a model that has diverged cannot be ranked"
-            )
+            return q * queries + row, i * width + column, float(tile[row, column])
+    return None
 
 
 def _check_ids(ids: np.ndarray, low: int, columns: int, what: str) -> None:
@@ -360,7 +398,7 @@ def _check_ids(ids: np.ndarray, low: int, columns: int, what: str) -> None:
 
 
 @contextmanager
-def _full_fp32() -> Iterator[None]:
+def full_fp32() -> Iterator[None]:
     """Products of fp32 in fp32, though training may allow TF32 or bf16 for them."""
     mkldnn = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     backends = (torch.backends.cuda.matmul, mkldnn)

@@ -4,7 +4,7 @@ Tiles have one fixed shape and are filled up with zeros at the edges, so a score
 how many users are scored together, or on how many workers.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -16,6 +16,10 @@ TILES = {"cpu": (128, 4096), "cuda": (256, 16384)}
 class Scores(Protocol):
     """Scores of ``rows`` queries for items 0..``columns - 1`` that are produced by tiles.
 
+    Workers may rank together: then each has the queries of all, equally many rows of each worker,
+    of which ``own`` are asked by this one, and the scores of the items ``held`` alone, which lie in
+    ``tiles``; a tile is zero elsewhere.
+
     ``tile(q, i)`` is the tile of queries ``q * shape[0]`` and items ``i * shape[1]`` onwards,
     ``[shape[0], shape[1]]``, zero (or a bias) past the edges; the caller may write on it, and the
     next call may reuse it. ``guess`` is about the score of ``targets[j]`` for query ``at[j]`` of
@@ -26,15 +30,49 @@ class Scores(Protocol):
     columns: int
     shape: tuple[int, int]
     device: torch.device
+    dtype: torch.dtype
+    together: bool
+    own: slice
+    held: range
+    tiles: range
 
     def tile(self, q: int, i: int) -> torch.Tensor:
         """One tile of scores."""
 
     def guess(self, q: int, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Scores of pairs (``at``, ``targets``), both int64 ``[p]``; result ``[p]``."""
+        """Scores of pairs (``at``, ``targets``), both int64 ``[p]``; result ``[p]``.
+
+        Zero for targets that are not held here.
+        """
+
+    def everyone(self, value: Any) -> list[Any]:
+        """The value of each of the workers that rank together, on all of them."""
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Summed over the workers that rank together, in place."""
 
 
-class TableScores:
+class LocalScores:
+    """What is common to scores of all items by one worker alone."""
+
+    together = False
+
+    def __init__(self, rows: int, columns: int, device: torch.device) -> None:
+        self.rows, self.columns, self.device = rows, columns, device
+        self.shape = TILES[device.type]
+        self.own, self.held = slice(0, rows), range(columns)
+        self.tiles = range(-(-columns // self.shape[1]))
+
+    def everyone(self, value: Any) -> list[Any]:
+        """See ``Scores``."""
+        return [value]
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See ``Scores``."""
+        return tensor
+
+
+class TableScores(LocalScores):
     """``hidden @ table.T + bias`` in fp32, on the device of ``hidden``.
 
     hidden: fp32 ``[n, d]``. table: floating point ``[V + 1, d]``, row 0 is no item.
@@ -46,9 +84,8 @@ class TableScores:
     ) -> None:
         if hidden.dtype != torch.float32:
             raise TypeError(f"hidden states are ranked in float32, not {hidden.dtype}")
-        self.rows, self.columns = len(hidden), len(table)
-        self.device = hidden.device
-        self.shape = TILES[self.device.type]
+        super().__init__(len(hidden), len(table), hidden.device)
+        self.dtype = hidden.dtype
         self._hidden, self._table = hidden.detach(), table.detach()
         self._bias = None if bias is None else bias.detach()
         queries, items = self.shape
@@ -61,13 +98,15 @@ class TableScores:
 
     def tile(self, q: int, i: int) -> torch.Tensor:
         """See ``Scores``."""
-        first = i * self.shape[1]
-        slab = self._table[first : first + self.shape[1]]
-        self._items[: len(slab)] = slab
-        self._items[len(slab) :] = 0
-        if self._bias is not None:
-            self._biases[: len(slab)] = self._bias[first : first + len(slab)]
-            self._biases[len(slab) :] = 0
+        width = self.shape[1]
+        first, last = max(i * width, self.held.start), min((i + 1) * width, self.held.stop)
+        here = slice(first - i * width, last - i * width)
+        part = slice(first - self.held.start, last - self.held.start)
+        for buffer, values in ((self._items, self._table), (self._biases, self._bias)):
+            if values is not None:
+                buffer[: here.start] = 0
+                buffer[here] = values[part]
+                buffer[here.stop :] = 0
         return self._product(q)
 
     def guess(self, q: int, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -77,7 +116,7 @@ class TableScores:
         self._items.zero_()
         self._biases.zero_()
         for first in range(0, len(at), width):
-            chosen = targets[first : first + width]
+            chosen = targets[first : first + width] - self.held.start
             self._items[: len(chosen)] = self._table[chosen]
             if self._bias is not None:
                 self._biases[: len(chosen)] = self._bias[chosen]
@@ -97,16 +136,15 @@ class TableScores:
         return torch.addmm(self._biases, self._queries, self._items.T, out=self._tile)
 
 
-class DenseScores:
+class DenseScores(LocalScores):
     """Scores that are already there: fp32 or fp64 ``[n, V + 1]``, also one expanded row.
 
     For small catalogues, and for scorers that are no product of hidden states and a table.
     """
 
     def __init__(self, scores: torch.Tensor) -> None:
-        self.rows, self.columns = scores.shape
-        self.device = scores.device
-        self.shape = TILES[self.device.type]
+        super().__init__(len(scores), scores.shape[1], scores.device)
+        self.dtype = scores.dtype
         self._scores = scores
         self._tile = scores.new_empty(self.shape)
 
@@ -122,3 +160,47 @@ class DenseScores:
     def guess(self, q: int, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """See ``Scores``: exact."""
         return self._scores[q * self.shape[0] + at, targets]
+
+
+class SparseScores(LocalScores):
+    """One score an item for all queries, and a few entries of each query that are added to it.
+
+    base: floating point ``[V + 1]``. row, column: int64 ``[e]``, no pair twice; values ``[e]``, in
+    the dtype of ``base``. For scorers that know something of few items only.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        base: torch.Tensor,
+        row: torch.Tensor,
+        column: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:
+        super().__init__(rows, len(base), base.device)
+        self.dtype = base.dtype
+        self._base = base
+        queries, items = self.shape
+        self._across = -(-self.columns // items)
+        tile = (row // queries) * self._across + column // items
+        order = torch.sort(tile, stable=True).indices
+        tiles = torch.arange(-(-rows // queries) * self._across + 1, device=self.device)
+        self._bounds = torch.searchsorted(tile[order], tiles).tolist()
+        self._row, self._column, self._values = row[order], column[order], values[order]
+        self._tile = base.new_zeros(self.shape)
+
+    def tile(self, q: int, i: int) -> torch.Tensor:
+        """See ``Scores``."""
+        queries, items = self.shape
+        base = self._base[i * items : (i + 1) * items]
+        self._tile[:, : len(base)] = base
+        self._tile[:, len(base) :] = 0
+        part = slice(*self._bounds[q * self._across + i : q * self._across + i + 2])
+        self._tile[self._row[part] - q * queries, self._column[part] - i * items] += self._values[
+            part
+        ]
+        return self._tile
+
+    def guess(self, q: int, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """See ``Scores``: without the entries, so seldom exact."""
+        return self._base[targets]

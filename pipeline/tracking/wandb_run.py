@@ -68,10 +68,14 @@ class WandbRun:
         self._acts.put(lambda: _within(_LINEAGE_SECONDS, lambda: self._add_lineage(dataset, best)))
 
     def add_evaluations(
-        self, summary: dict[str, float], columns: list[str], rows: list[list[Any]], picture: bytes
+        self, summary: dict[str, float], columns: list[str], rows: list[list[Any]]
     ) -> None:
-        """What evaluation found: numbers of the run, a table of all, a picture (PNG)."""
-        self._acts.put(lambda: self._add_evaluations(summary, columns, rows, picture))
+        """What evaluation found: numbers of the run, a table of all."""
+        self._acts.put(lambda: self._add_evaluations(summary, columns, rows))
+
+    def add_report(self, page: str, pictures: dict[str, bytes]) -> None:
+        """A page (HTML) and its pictures (PNG)."""
+        self._acts.put(lambda: self._add_report(page, pictures))
 
     def close(self, state: State) -> None:
         """End the attempt with the state that the run is in; takes a minute or so at most."""
@@ -171,16 +175,23 @@ class WandbRun:
             self._run.log_artifact(artifact, aliases=["best"] if is_best else [])
 
     def _add_evaluations(
-        self, summary: dict[str, float], columns: list[str], rows: list[list[Any]], picture: bytes
+        self, summary: dict[str, float], columns: list[str], rows: list[list[Any]]
     ) -> None:
         import wandb
 
-        with tempfile.NamedTemporaryFile(suffix=".png") as file:
-            file.write(picture)
-            file.flush()
-            table = wandb.Table(columns=columns, data=rows)
-            self._run.log({"evaluations": table, "report": wandb.Image(file.name)})
+        self._run.log({"evaluations": wandb.Table(columns=columns, data=rows)})
         self._run.summary.update(summary)
+
+    def _add_report(self, page: str, pictures: dict[str, bytes]) -> None:
+        import wandb
+
+        with tempfile.TemporaryDirectory() as folder:
+            shown: dict[str, Any] = {"page": wandb.Html(page)}
+            for name, picture in pictures.items():
+                path = Path(folder) / f"{name}.png"
+                path.write_bytes(picture)
+                shown[f"pictures/{name}"] = wandb.Image(str(path))
+            self._run.log(shown)
 
     def _finish(self, state: State) -> None:
         import wandb

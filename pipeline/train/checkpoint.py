@@ -5,7 +5,8 @@
       checkpoint.json               written last: what makes the checkpoint exist
 
 A tensor is ``weight/NAME``, ``exp_avg/NAME`` or ``exp_avg_sq/NAME``, fp32; weights are the masters,
-of which a bf16 copy is the rounding and is not kept. A rank writes the pieces it holds, and reads
+of which a bf16 copy is the rounding and is not kept. A sharded table's rows may have no moments, or
+an ``updates/NAME`` of their own. A rank writes the pieces it holds, and reads
 those it needs, whatever wrote them. Nothing is used whose hash differs from ``checkpoint.json``.
 """
 
@@ -93,7 +94,10 @@ class TensorFile(_Part):
 
 
 class Commit(_Part):
-    """What is in ``checkpoint.json``. shapes: of the parameters."""
+    """What is in ``checkpoint.json``.
+
+    shapes: of the parameters by name, and by ``KIND/NAME`` where one kind has another shape.
+    """
 
     schema_version: int = SCHEMA_VERSION
     state: TrainState
@@ -194,7 +198,7 @@ class Checkpoint:
 
         Raises LonghaulError naming the file where bytes are missing or differ.
         """
-        size = math.prod(self.commit.shapes[tensor.split("/", 1)[1]])
+        size = math.prod(self._shape(tensor))
         stop = size if end is None else end
         found = torch.empty(stop - begin, dtype=torch.float32)
         covered = begin
@@ -215,11 +219,16 @@ class Checkpoint:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A whole tensor in its shape."""
-        return self.read(name).view(self.commit.shapes[name.split("/", 1)[1]])
+        return self.read(name).view(self._shape(name))
+
+    def _shape(self, tensor: str) -> list[int]:
+        shapes = self.commit.shapes
+        return shapes[tensor] if tensor in shapes else shapes[tensor.split("/", 1)[1]]
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The fp32 weights by parameter name."""
-        return {name: self.tensor(f"weight/{name}") for name in self.commit.shapes}
+        names = (name for name in self.commit.shapes if "/" not in name)
+        return {name: self.tensor(f"weight/{name}") for name in names}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything."""

@@ -1,29 +1,30 @@
-"""What computes and applies gradients: DeepSpeed, or plain replicas of torch.
+"""What computes and applies gradients: what engines have in common, and plain replicas of torch.
 
 Both take the sum of a loss over a micro-batch and the number of targets of the whole step, and
 both give and take their state by parameter name, whole and in fp32, so that a checkpoint belongs
 to neither, nor to a world size.
 """
 
-import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from models import PackedBatch, SequentialModel
-from models.losses import FullSoftmax
+from models.losses import Drawn, Loss
 from pipeline.config import TrainConfig
+from pipeline.evaluate import ModelScorer, Scorer
 from pipeline.train.optimizer import build_optimizer
 from pipeline.world import World
 
 # What is kept of every parameter; AdamW's step count is one number for all.
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 _DIVIDED_ELEMENTS = 4096  # a replicated parameter of fewer is not cut up to be saved
+_JOINED_ELEMENTS = 1 << 20  # gradients of fewer are summed over the ranks together
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,22 @@ class Engine(Protocol):
 
     model: SequentialModel
 
-    def backward(self, batch: PackedBatch, step_targets: int) -> torch.Tensor:
-        """Add the gradient of one micro-batch; its loss sum, fp32 ``[]``, on the device."""
+    def backward(
+        self, batch: PackedBatch, step_targets: int, drawn: Drawn | None = None
+    ) -> torch.Tensor:
+        """Add the gradient of one micro-batch; its loss sum, fp32 ``[]``, on the device.
 
-    def update(self, lr: float) -> float:
-        """Apply the step's gradient after its last micro-batch; the norm before clipping."""
+        drawn: the loss's negatives, where they were drawn before.
+        """
+
+    def update(self, lr: float, beside: float = 0.0) -> float:
+        """Apply the step's gradient after its last micro-batch; the norm before clipping.
+
+        beside: the squared norm of what belongs to the gradient and is updated elsewhere.
+        """
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Whole shapes of the parameters by name."""
+        """Whole shapes of the parameters by name; by ``KIND/NAME`` of a kind of another shape."""
 
     def export(self) -> list[tuple[Piece, torch.Tensor]]:
         """Copies (fp32, CPU) of the pieces of the state that this rank is to save.
@@ -67,55 +76,52 @@ class Engine(Protocol):
     def scoring(self) -> Any:
         """A context in which ``model`` is whole and in eval mode; all ranks enter it."""
 
-
-def build_engine(model: SequentialModel, config: TrainConfig, world: World, micro: int) -> Engine:
-    """The engine of the recipe; ``micro`` is the number of micro-batches a rank runs a step."""
-    if config.engine == "torch":
-        return TorchEngine(model, config, world)
-    return DeepSpeedEngine(model, config, world, micro)
+    def scorer(self) -> Scorer:
+        """The model as evaluation asks it, inside ``scoring``."""
 
 
 class TorchEngine:
     """Replicas: gradients are summed over the ranks, every rank applies the same update."""
 
-    def __init__(self, model: SequentialModel, config: TrainConfig, world: World) -> None:
+    def __init__(
+        self, model: SequentialModel, loss: Loss, config: TrainConfig, world: World
+    ) -> None:
         self.model = model.to(world.device)
-        self._loss = FullSoftmax(self.model).train()
+        self._loss = loss.to(world.device).train()
         self._parameters = list(self.model.parameters())
         self._optimizer = build_optimizer(self.model, config.optimizer)
         self._clip_norm = config.optimizer.clip_norm
         self._world = world
+        self._masks = config.objective.masks
         self._autocast = config.precision == "autocast"
 
-    def backward(self, batch: PackedBatch, step_targets: int) -> torch.Tensor:
+    def backward(
+        self, batch: PackedBatch, step_targets: int, drawn: Drawn | None = None
+    ) -> torch.Tensor:
+        drawn = drawn or self._loss.draw(batch)
         with torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._autocast):
-            loss: torch.Tensor = self._loss(batch.to(self._world.device))
+            loss: torch.Tensor = self._loss(batch.to(self._world.device), drawn)
         (loss / step_targets).backward()
         return loss.detach()
 
-    def update(self, lr: float) -> float:
+    def update(self, lr: float, beside: float = 0.0) -> float:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self._world.world_size > 1:
-            flat = torch.cat([g.reshape(-1) for g in gradients])
-            dist.all_reduce(flat)
-            parts = flat.split([g.numel() for g in gradients])
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
-        limit = self._clip_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
-        _set_rate(self._optimizer, lr)
+            sum_over_ranks(gradients)
+        norm = clip(self._parameters, self._clip_norm, beside)
+        set_rate(self._optimizer, lr)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(norm)
+        return norm
 
     def shapes(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self.model.named_parameters()}
 
     def export(self) -> list[tuple[Piece, torch.Tensor]]:
-        return _export_replica(self.model, self._optimizer, self._world)
+        return export_replica(self.model, self._optimizer, self._world)
 
     def restore(self, read: Read, updates: int) -> None:
-        _restore_replica(self.model, self._optimizer, read, updates)
+        restore_replica(self.model, self._optimizer, read, updates)
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
@@ -124,178 +130,50 @@ class TorchEngine:
             yield
         self._loss.train()
 
-
-class DeepSpeedEngine:
-    """ZeRO stages 0 to 3. DeepSpeed averages over ranks and micro-batches; the scale undoes it."""
-
-    def __init__(
-        self, model: SequentialModel, config: TrainConfig, world: World, micro: int
-    ) -> None:
-        deepspeed = _import_deepspeed(world.device)
-        self.model = model.to(world.device)
-        self._world = world
-        self._shapes = {name: p.shape for name, p in model.named_parameters()}
-        self._stage = config.zero_stage
-        self._clip_norm = config.optimizer.clip_norm
-        self._average = micro * world.world_size
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=FullSoftmax(self.model),
-            optimizer=build_optimizer(self.model, config.optimizer),
-            config=_deepspeed_config(config, world.world_size, micro),
-        )
-        if self._stage:
-            _create_moments(self._optimizer)
-        self._engine.train()
-
-    def backward(self, batch: PackedBatch, step_targets: int) -> torch.Tensor:
-        loss: torch.Tensor = self._engine(batch.to(self._world.device))
-        self._engine.backward(loss * (self._average / step_targets))
-        if not self._engine.is_gradient_accumulation_boundary():
-            self._engine.step()
-        return loss.detach()
-
-    def update(self, lr: float) -> float:
-        _set_rate(self._optimizer, lr)
-        if self._stage == 0:
-            # There DeepSpeed clips without telling the norm; the gradients are reduced by now.
-            limit = self._clip_norm or float("inf")
-            norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-            self._engine.step()
-            return norm
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm())
-
-    def shapes(self) -> dict[str, torch.Size]:
-        return self._shapes
-
-    def export(self) -> list[tuple[Piece, torch.Tensor]]:
-        if self._stage == 0:
-            return _export_replica(self.model, self._optimizer, self._world)
-        exported = []
-        for name, parameter in self.model.named_parameters():
-            begin, held = self._held(name, parameter)
-            for kind, tensor in held.items():
-                if len(tensor):
-                    piece = Piece(f"{kind}/{name}", begin, begin + len(tensor))
-                    exported.append((piece, tensor.detach().float().cpu().clone()))
-        return exported
-
-    def restore(self, read: Read, updates: int) -> None:
-        if self._stage == 0:
-            _restore_replica(self.model, self._optimizer, read, updates)
-            return
-        parameter: Any
-        for name, parameter in self.model.named_parameters():
-            begin, held = self._held(name, parameter)
-            for kind, tensor in held.items():
-                if len(tensor):
-                    tensor.copy_(read(f"{kind}/{name}", begin, begin + len(tensor)))
-            # The masters are set; what the forward pass reads must follow now, not a step later.
-            if self._stage == 3:
-                parameter.ds_tensor.data[: len(held["weight"])].copy_(held["weight"])
-            if parameter.numel() == self._shapes[name].numel():  # this rank has it whole
-                parameter.data.copy_(read(f"weight/{name}").view(self._shapes[name]))
-        _set_updates(self._optimizer.optimizer, updates)
-
-    def _held(self, name: str, parameter: Any) -> tuple[int, dict[str, torch.Tensor]]:
-        """The piece of a parameter that this rank keeps: where it begins, and each kind of it.
-
-        The tensors are the optimizer's own (flat fp32): writing to them sets its state.
-        """
-        if self._stage == 3:
-            whole = self._shapes[name].numel()
-            part = -(-whole // self._world.world_size)
-            begin = min(whole, part * self._world.rank)
-            size = min(whole, begin + part) - begin  # the last parts are padded behind it
-            get = parameter._z3_optimizer.get_local_fp32_param
-            held = {kind: get(parameter, None if kind == "weight" else kind) for kind in KINDS}
-            return begin, {kind: tensor.data.view(-1)[:size] for kind, tensor in held.items()}
-        mapping = parameter._hp_mapping
-        if mapping is None:  # all of it is with other ranks
-            return 0, {kind: torch.empty(0) for kind in KINDS}
-        held = {kind: mapping.get_hp_fragment(None if kind == "weight" else kind) for kind in KINDS}
-        begin = mapping.lp_fragment_address.start
-        return begin, {kind: tensor.data.view(-1) for kind, tensor in held.items()}
-
-    @contextmanager
-    def scoring(self) -> Iterator[None]:
-        import deepspeed
-
-        sharded = list(self.model.parameters()) if self._stage == 3 else []
-        self.model.eval()
-        with torch.no_grad(), deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
-            yield
-        self._engine.train()
+    def scorer(self) -> Scorer:
+        return ModelScorer(self.model, self._masks)
 
 
-def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, told which accelerator it is on, without its build of a CPU helper.
-
-    That helper (all-reduce in shared memory) would be compiled at every first start and fails the
-    run where there is no compiler; gloo does the same work.
-    """
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    # It refuses to start without; torchrun and Ray Train have set it where it is not 0.
-    os.environ.setdefault("LOCAL_RANK", "0")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import deepspeed
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.utils.logger.setLevel("WARNING")
-    return deepspeed
+def sum_over_ranks(gradients: Sequence[torch.Tensor]) -> None:
+    """In place; large ones by themselves, so that they are not copied, small ones joined."""
+    small = [gradient for gradient in gradients if gradient.numel() < _JOINED_ELEMENTS]
+    for gradient in gradients:
+        if gradient.numel() >= _JOINED_ELEMENTS:
+            dist.all_reduce(gradient)
+    if small:
+        flat = torch.cat([gradient.reshape(-1) for gradient in small])
+        dist.all_reduce(flat)
+        for gradient, part in zip(
+            small, flat.split([gradient.numel() for gradient in small]), strict=True
+        ):
+            gradient.copy_(part.view_as(gradient))
 
 
-def _deepspeed_config(config: TrainConfig, world_size: int, micro: int) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        # A micro-batch is one packed batch; its tokens are counted by the stream.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": micro,
-        "train_batch_size": micro * world_size,
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "gradient_clipping": (config.optimizer.clip_norm or 0.0) if config.zero_stage else 0.0,
-        "steps_per_print": 10**9,
-    }
-    if config.precision == "bf16":
-        settings["bf16"] = {"enabled": True}
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    elif config.precision == "autocast":
-        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return settings
+def clip(parameters: Sequence[nn.Parameter], limit: float | None, beside: float) -> float:
+    """Clip gradients as part of a larger one; the norm of all before that."""
+    own = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = torch.sqrt(own.square() + beside) if beside else own
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return float(norm)
 
 
-def _create_moments(zero: Any) -> None:
-    """Create AdamW's state now; ZeRO would at the first update, too late to restore it before."""
-    partitions = next(
-        getattr(zero, name)
-        for name in (
-            "fp32_partitioned_groups_flat",  # stage 3
-            "single_partition_of_fp32_groups",  # stages 1 and 2
-            "fp32_groups_flat_partition",  # stage 1 in bf16
-        )
-        if hasattr(zero, name)
-    )
-    for partition in partitions:
-        zero.optimizer.state[partition] = {
-            "step": torch.zeros((), device=partition.device),
-            **{kind: torch.zeros_like(partition) for kind in KINDS[1:]},
-        }
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
-        zero._lazy_init_hp_params_optimizer_state()
+def clip_factor(norm: float, limit: float | None) -> float:
+    """By what ``clip`` multiplies a gradient."""
+    return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
 
 
-def _set_rate(optimizer: Any, lr: float) -> None:
+def set_rate(optimizer: Any, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
-def _set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
+def set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
     for state in optimizer.state.values():
         state["step"] = torch.as_tensor(float(updates), device=state["exp_avg"].device)
 
 
-def _export_replica(
+def export_replica(
     model: SequentialModel, optimizer: torch.optim.Optimizer, world: World
 ) -> list[tuple[Piece, torch.Tensor]]:
     """Every rank has everything: each saves an even share of it."""
@@ -321,7 +199,7 @@ def _share(elements: int, place: int, world: World) -> tuple[int, int]:
     return elements * rank // of, elements * (rank + 1) // of
 
 
-def _restore_replica(
+def restore_replica(
     model: SequentialModel, optimizer: torch.optim.Optimizer, read: Read, updates: int
 ) -> None:
     with torch.no_grad():
@@ -331,4 +209,4 @@ def _restore_replica(
                 kind: read(f"{kind}/{name}").view_as(parameter).to(parameter.device)
                 for kind in KINDS[1:]
             }
-    _set_updates(optimizer, updates)
+    set_updates(optimizer, updates)

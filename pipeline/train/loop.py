@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-import models
 from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset, open_dataset
 from pipeline.progress import Bar
 from pipeline.stream.lane import Position
-from pipeline.stream.order import micro_steps, seed_of
+from pipeline.stream.order import seed_of
 from pipeline.stream.stream import DIGEST, RankStep, Stream
 from pipeline.tracking.tracker import Tracker
 from pipeline.train import checkpoint
+from pipeline.train.assembly import build_engine
 from pipeline.train.checkpoint import Best, Checkpoint, DataState, TrainState
-from pipeline.train.engine import Engine, build_engine
+from pipeline.train.engine import Engine
 from pipeline.train.node_load import NodeLoad
 from pipeline.train.optimizer import learning_rate
 from pipeline.train.plan import Plan, Tally
@@ -106,22 +106,17 @@ class Training:
         self._tracker: Tracker | None = None
         self._outcome: State = "failed"  # until it is told otherwise
         self.dataset: Dataset = open_dataset(recipe.data.path)
-        config = recipe.train
-        torch.manual_seed(config.seed)
-        items = self.dataset.manifest.catalogue_size
-        model = models.build(recipe.model, items)
-        micro = micro_steps(world.world_size, recipe.data.lanes)
         self.stream = Stream(
             self.dataset,
             recipe.data,
-            seed=config.seed,
+            seed=recipe.train.seed,
             rank=world.rank,
             world_size=world.world_size,
-            objective=config.objective,
+            objective=recipe.train.objective,
             reading=recipe.reading,
         )
-        self.engine: Engine = build_engine(model, config, world, micro)
-        self.saver = Saver(recipe, items, world, attempt)
+        self.engine: Engine = build_engine(recipe, self.dataset, world)
+        self.saver = Saver(recipe, self.dataset.manifest.catalogue_size, world, attempt)
         self.state = self._resume(skipped)
         self._tally = Tally(world.device)
         self._load = NodeLoad(world)
@@ -184,8 +179,9 @@ class Training:
                 self._log({"step": self.state.step, **self._load.sample()})
             if plan.save:  # this node is about to go: what is not committed soon is lost
                 self.world.save_wanted = False
-                self._save()
-                self.saver.finish()
+                with self._tally.timed("saving"):
+                    self._save()
+                    self.saver.finish()
         self.saver.finish()
         return self._tell("done", "no better validation" if self._out_of_patience() else None)
 
@@ -222,7 +218,8 @@ class Training:
         asked = [self.world.stop_wanted, self.world.save_wanted]
         due = [self.world.poll_due(), self._load.due()]
         stands = [problem is not None, self.saver.uploaded()]
-        sums = self.world.sum_integers([*work, *map(int, asked + due + stands)]).tolist()
+        with self._tally.timed("agree"):
+            sums = self.world.sum_integers([*work, *map(int, asked + due + stands)]).tolist()
         targets, tokens, segments, digest, stop, save, poll, load, failed, uploaded = sums
         if failed:
             self.world.agree(problem)
@@ -233,11 +230,13 @@ class Training:
 
     def _train(self, mine: RankStep, plan: Plan) -> None:
         config, step = self.recipe.train, self.state.step
-        for micro in mine.micro:
-            torch.manual_seed(seed_of("step", config.seed, step, micro.lane))
-            self._tally.loss += self.engine.backward(micro.batch, plan.targets)
+        with self._tally.timed("backward"):
+            for micro in mine.micro:
+                torch.manual_seed(seed_of("step", config.seed, step, micro.lane))
+                self._tally.loss += self.engine.backward(micro.batch, plan.targets)
         lr = learning_rate(step, config.steps, config.optimizer)
-        norm = self.engine.update(lr)
+        with self._tally.timed("update"):
+            norm = self.engine.update(lr)
         self._check(norm)
         self._tally.add(plan, mine.waited, lr, norm)
         self.state = self.state.model_copy(
@@ -282,9 +281,11 @@ class Training:
             self._tally = Tally(self.world.device)
         improved = False
         if config.validation and (step % config.validation.every == 0 or last):
-            improved = self._validate()
+            with self._tally.timed("validating"):
+                improved = self._validate()
         if improved or last or step % config.checkpoint_every == 0 or self._out_of_patience():
-            self._save()
+            with self._tally.timed("saving"):
+                self._save()
 
     def _validate(self) -> bool:
         """Rank the validation targets; True where no earlier validation was as good."""
@@ -292,7 +293,9 @@ class Training:
         assert config is not None
         began = time.perf_counter()
         with self.engine.scoring():
-            metrics = validate(self.dataset, self.engine.model, self.recipe, self.world)
+            # Before ranking: a forward pass of ZeRO 3 lets the weights go again.
+            told = self.engine.model.diagnostics()
+            metrics = validate(self.dataset, self.engine.scorer(), self.recipe, self.world)
         if config.metric not in metrics:
             raise LonghaulError(
                 f"train.validation.metric {config.metric!r} is not computed; there are: "
@@ -310,9 +313,8 @@ class Training:
             }
         )
         record = {f"validation/{name}": value for name, value in metrics.items()}
-        record |= {f"model/{k}": v for k, v in self.engine.model.diagnostics().items()}
+        record |= {f"model/{name}": value for name, value in told.items()}
         self._log({"step": self.state.step, **record, "seconds": time.perf_counter() - began})
-        self._tally.paused(time.perf_counter() - began)
         return improved
 
     def _out_of_patience(self) -> bool:
@@ -323,7 +325,6 @@ class Training:
 
     def _save(self) -> None:
         """Copy the state; it is written while training goes on."""
-        began = time.perf_counter()
         positions: dict[int, tuple[int, int]] = {}
         for ranks in self.world.gather(self.stream.positions):
             positions |= {lane: (place.group, place.segment) for lane, place in ranks.items()}
@@ -334,7 +335,6 @@ class Training:
         self.saver.begin(self.state, self.engine)
         if self._tracker:
             self._tracker.flush()
-        self._tally.paused(time.perf_counter() - began)
 
     def _log(self, record: dict[str, Any]) -> None:
         if self._tracker is None:

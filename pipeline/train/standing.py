@@ -13,6 +13,25 @@ from pipeline.train.run import load_config, metrics_files, read_metrics, read_st
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One attempt. lines: its metrics. facts: what it computed with; empty if it never said."""
+
+    number: int
+    lines: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+    @property
+    def workers(self) -> int:
+        """How many there were."""
+        return int(self.facts.get("world_size", 1))
+
+    @property
+    def hours(self) -> float:
+        """From its first line of metrics to its last."""
+        return (self.lines[-1]["time"] - self.lines[0]["time"]) / 3600 if self.lines else 0.0
+
+
+@dataclass(frozen=True)
 class Standing:
     """One run. Times in seconds; what is not known yet is None.
 
@@ -47,12 +66,12 @@ def standing(run_url: str) -> Standing:
     recipe = load_config(run_url)
     url = recipe.run_url
     stands = read_state(url)
-    attempts = list(_attempts(url))
-    records = [record for _, attempt in attempts for record in attempt]
+    attempts = list(attempts_of(url))
+    records = [record for attempt in attempts for record in attempt.lines]
     trained = [record for record in records if "loss" in record]
     metric = recipe.train.validation.metric if recipe.train.validation else None
     ranked = [r[f"validation/{metric}"] for r in records if f"validation/{metric}" in r]
-    hours = sum(workers * _hours(attempt) for workers, attempt in attempts)
+    hours = sum(attempt.workers * attempt.hours for attempt in attempts)
     step, steps = (stands.step, stands.steps) if stands else (0, recipe.train.steps)
     if trained:
         step = max(step, trained[-1]["step"])
@@ -90,16 +109,12 @@ def standings(runs_url: str) -> Iterator[Standing]:
         yield standing(storage.join(runs_url, name))
 
 
-def _attempts(url: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Workers and metrics of each attempt."""
+def attempts_of(url: str) -> Iterator[Attempt]:
+    """The attempts at the run, in their order."""
     for file in metrics_files(url):
-        attempt = file.rsplit("/", 1)[1].removesuffix(".jsonl")
-        ran = _kept(url, f"attempts/{attempt}.json") or {}
-        yield int(ran.get("world_size", 1)), read_metrics(file)
-
-
-def _hours(attempt: list[dict[str, Any]]) -> float:
-    return (attempt[-1]["time"] - attempt[0]["time"]) / 3600 if attempt else 0.0
+        name = file.rsplit("/", 1)[1].removesuffix(".jsonl")
+        facts = _kept(url, f"attempts/{name}.json") or {}
+        yield Attempt(int(name.removeprefix("attempt-")), read_metrics(file), facts)
 
 
 def _left(trained: list[dict[str, Any]], steps: int) -> float | None:

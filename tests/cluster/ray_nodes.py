@@ -37,6 +37,8 @@ class RayNodes:
         self.env = environment(RAY_AUTH_MODE="disabled", RAY_ADDRESS=self.address) | dict(env)
         self.env |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
         self.env |= {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+        self.env.pop("OMP_WAIT_POLICY", None)  # nodes know nothing of what we want
+        self.folder = Path(f"/tmp/longhaul-ray-{os.getpid()}-{port}")  # sockets need a short path
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         head = ["--head", f"--port={port}"]
         if dashboard is None:
@@ -65,9 +67,7 @@ class RayNodes:
 
     def _place(self, name: str) -> list[str]:
         """Options that say where a node is; the others take over the head's folder."""
-        # Sockets need a short path.
-        folder = f"/tmp/longhaul-ray-{os.getpid()}-{self._port}"
-        return [f"--temp-dir={folder}"] if name == "head" else []
+        return [f"--temp-dir={self.folder}"] if name == "head" else []
 
     def on(self, name: str, command: list[str]) -> list[str]:
         """The command as it runs where the node is."""

@@ -1,6 +1,7 @@
 """Training on real Ray clusters on this machine: workers lost, nodes drained, jobs submitted."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -96,15 +97,23 @@ def assert_closed_to_others(driver: int) -> None:
 
 
 @pytest.fixture
-def cluster() -> Iterator[dict[str, str]]:
-    """The environment of a client of a one-node Ray cluster with its own ports and folders."""
-    nodes = RayNodes(port=26379, head_cpus=3, dashboard=28265)
-    yield nodes.env
-    nodes.stop()
+def nodes() -> Iterator[RayNodes]:
+    """A Ray cluster of one node, with its own ports and folders, that takes jobs."""
+    # libgomp says how it waits when a process loads it.
+    env = {"OMP_DISPLAY_ENV": "verbose"}
+    found = RayNodes(port=26379, head_cpus=3, dashboard=28265, env=env)
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def cluster(nodes: RayNodes) -> dict[str, str]:
+    """The environment of a client of the cluster."""
+    return nodes.env
 
 
 def test_ray_job_submit_finds_the_cluster(
-    small_set: Dataset, tmp_path: Path, cluster: dict[str, str]
+    small_set: Dataset, tmp_path: Path, nodes: RayNodes
 ) -> None:
     wanted = recipe(
         small_set, tmp_path, train__engine="deepspeed", placement={"workers": 2, "threads": 1}
@@ -114,7 +123,7 @@ def test_ray_job_submit_finds_the_cluster(
     longhaul = str(Path(sys.executable).parent / "longhaul")
     said = subprocess.run(
         [*submit, longhaul, "train", str(write(wanted, tmp_path))],
-        env=cluster,
+        env=nodes.env,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -125,6 +134,9 @@ def test_ray_job_submit_finds_the_cluster(
     state = read_state(wanted.run_url)
     assert state is not None
     assert (state.state, state.step) == ("done", 12)
+    logs = [log.read_text() for log in nodes.folder.glob("session_latest/logs/worker-*.err")]
+    spins = [re.findall(r"GOMP_SPINCOUNT = '(\d+)'", log) for log in logs]
+    assert spins.count(["0"]) == 2, f"the workers' threads wait by spinning: {spins}"
 
 
 def test_a_launched_run_is_stopped_and_launched_again(

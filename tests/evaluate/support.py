@@ -223,3 +223,9 @@ def list_metrics(hit: Sequence[bool], ks: Sequence[int]) -> dict[str, float]:
         metrics[f"ndcg@{k}"] = sum(1 / np.log2(1 + p) for p in top) / ideal
         metrics[f"mrr@{k}"] = 1 / top[0] if top else 0.0
     return metrics
+
+
+def packed(lists: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids of many queries back to back, and their offsets."""
+    ids = torch.tensor([item for one in lists for item in one], dtype=torch.int64)
+    return ids, torch.tensor(np.concatenate([[0], np.cumsum([len(one) for one in lists])]))

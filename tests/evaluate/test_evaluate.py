@@ -131,7 +131,7 @@ def test_the_window_keeps_the_newest_events(tmp_path: Path) -> None:
 def test_coverage_is_the_share_of_items_in_any_list(tmp_path: Path) -> None:
     users = random_users(12, CATALOGUE, seed=4)
     scorer = WindowScorer(CATALOGUE)
-    protocol = Protocol(coverage=True, seen="window", ks=(1, 3, CATALOGUE))
+    protocol = Protocol(lists=True, seen="window", ks=(1, 3, CATALOGUE))
     result = evaluate(write_dataset(tmp_path, users, CATALOGUE), scorer, protocol)
     covered: dict[int, set[int]] = {k: set() for k in protocol.ks}
     for window, _, seen in (q for q in (question(user, protocol) for user in users) if q):

@@ -13,14 +13,28 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipeline.errors import LonghaulError
-from pipeline.evaluate import ModelScorer, Protocol, blocks, evaluate, popularity, recent_popularity
+from pipeline.evaluate import (
+    Catalogue,
+    ModelScorer,
+    PerUserWriter,
+    Protocol,
+    blocks,
+    co_occurrence,
+    cooccurrence,
+    evaluate,
+    per_user,
+    popularity,
+    recent_popularity,
+)
 from pipeline.manifest import open_dataset
+from pipeline.world import current_world
 from tests.evaluate.support import DecayModel, User, WindowScorer, random_users, write_dataset
 
 CATALOGUE = 60
 PROTOCOLS = [
-    Protocol(max_history=8, seen="window", coverage=True),
+    Protocol(max_history=8, seen="window", lists=True),
     Protocol(split="validation", targets="all_in_window", users=50),
+    Protocol(targets="all_in_window", seen="none", candidates=7),
 ]
 # Every remainder of users by two and by three workers; fewer blocks than workers.
 USERS = [60, 61, 62, 63, 64, 65, 2]
@@ -28,12 +42,13 @@ USERS = [60, 61, 62, 63, 64, 65, 2]
 
 def measure(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     """All that one worker finds; run alone it is what the others are compared with."""
-    blocks.BATCH_TOKENS = 200
+    blocks.BATCH_TOKENS, per_user._USERS = 200, (10, 20)
+    cooccurrence.PAIRS = 100
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"results": [], "counts": [], "calls": [], "encoded": {}}
+    found: dict[str, Any] = {"results": [], "counts": [], "calls": [], "encoded": {}, "rows": []}
     for count in USERS:
         dataset = open_dataset(str(folder / f"{count}"))
-        for protocol in PROTOCOLS:
+        for protocol in PROTOCOLS[:2]:
             model, exact = DecayModel(CATALOGUE), WindowScorer(CATALOGUE)
             for scorer in (ModelScorer(model), exact):
                 result = evaluate(dataset, scorer, protocol)
@@ -42,6 +57,17 @@ def measure(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
             found["calls"].append(exact.calls)
         found["counts"].append(popularity(dataset).counts)
         found["counts"].append(recent_popularity(dataset, days=3).counts)
+    dataset = open_dataset(str(folder / "65"))
+    rules = co_occurrence(dataset, window=3, neighbours=4)
+    found["counts"] += [rules.neighbours, rules.weights]
+    catalogue = Catalogue(popularity(dataset).counts)
+    for number, protocol in enumerate(PROTOCOLS):
+        rows = folder / f"rows-{world_size}-{number}"
+        writer = PerUserWriter(str(rows), current_world())
+        result = evaluate(dataset, rules, protocol, None, None, catalogue, writer)
+        writer.commit("co-occurrence", None, protocol, dataset)
+        found["results"].append(result.model_copy(update={"seconds": 0.0}))
+        found["rows"].append({file.name: file.read_bytes() for file in rows.iterdir()})
     failing = DecayModel(CATALOGUE)
     failing.embedding[7] = torch.nan
     for bad in (failing, DecayModel(CATALOGUE)):
@@ -82,9 +108,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Iterator[dict[str, Any]]:
-    size = blocks.BATCH_TOKENS
+    sizes = blocks.BATCH_TOKENS, per_user._USERS, cooccurrence.PAIRS
     yield measure(0, 1, folder)
-    blocks.BATCH_TOKENS = size
+    blocks.BATCH_TOKENS, per_user._USERS, cooccurrence.PAIRS = sizes
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -101,6 +127,15 @@ def test_results_are_those_of_one_process(
 ) -> None:
     for found in together:
         assert found["results"] == alone["results"]  # floats too: to the last bit
+
+
+def test_what_is_found_for_each_user_is_the_same_bytes(
+    alone: dict[str, Any], together: list[dict[str, Any]]
+) -> None:
+    assert all("users.json" in rows for rows in alone["rows"])
+    assert max(map(len, alone["rows"])) > 3
+    for found in together:
+        assert found["rows"] == alone["rows"]
 
 
 def test_counts_are_those_of_one_process(

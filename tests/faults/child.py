@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline import process, storage
 from pipeline.config import load_recipe
-from pipeline.train import engine
+from pipeline.train import engine, zero
 from pipeline.train.run import request_stop
 
 _FROZEN_SECONDS = 1.5
@@ -80,7 +80,7 @@ def main() -> None:
         instants.watch(storage, name)
     instants.watch(os, "fsync")
     instants.watch(Path, "replace")
-    for made in (engine.TorchEngine, engine.DeepSpeedEngine):
+    for made in (engine.TorchEngine, zero.DeepSpeedEngine):
         for name in ("backward", "update", "export", "restore"):
             instants.watch(made, name)
     sys.argv = ["longhaul", "train", recipe]

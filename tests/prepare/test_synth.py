@@ -13,17 +13,10 @@ import pytest
 
 from models.ops import extension
 from pipeline.errors import LonghaulError
-from pipeline.prepare.synth import (
-    EVENTS,
-    TRUTH,
-    SynthOptions,
-    Truth,
-    draw,
-    generate,
-    kernel,
-    reference,
-)
+from pipeline.prepare.synth import SynthOptions, draw, generate, kernel, reference
+from pipeline.prepare.synth.files import EVENTS, TRUTH
 from pipeline.prepare.synth.process import build_process
+from pipeline.prepare.synth.truth import Truth
 from pipeline.prepare.synth.users import draw_users
 from tests.prepare.oracle import run
 

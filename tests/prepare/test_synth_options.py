@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.prepare.synth import EVENTS, TRUTH, SynthOptions, Truth, draw
+from pipeline.prepare.synth import SynthOptions, draw
+from pipeline.prepare.synth.files import EVENTS, TRUTH
 from pipeline.prepare.synth.randomness import alias_table
+from pipeline.prepare.synth.truth import Truth
 from pipeline.prepare.synth.users import draw_lengths
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import models
+from models.losses import build_loss
 from pipeline.manifest import Dataset
 from pipeline.train.engine import TorchEngine
 from pipeline.train.forecast import activation_bytes, forecast
@@ -31,7 +32,8 @@ def test_activations_grow_by_the_block(name: str) -> None:
 def test_state_is_what_the_engine_holds(small_set: Dataset, tmp_path: Path) -> None:
     wanted = recipe(small_set, tmp_path, model__d=32)
     model = models.build(wanted.model, small_set.manifest.catalogue_size)
-    engine = TorchEngine(model, wanted.train, World(0, 1, torch.device("cpu")))
+    loss = build_loss(model, wanted.train.loss)
+    engine = TorchEngine(model, loss, wanted.train, World(0, 1, torch.device("cpu")))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)

@@ -38,18 +38,43 @@ ENGINES = [
     ("deepspeed", 3, "fp32"),
     ("deepspeed", 3, "bf16"),
 ]
+MODELS = ["lrurec", "sasrec"]
+SAMPLED = {
+    "name": "sampled_softmax",
+    "uniform": 20,
+    "popularity": 10,
+    "batch": 10,
+    "block_tokens": 50,
+}
+GBCE = {"name": "gbce", "uniform": 20, "t": 0.7}
+FULL = {"name": "full_softmax"}
 
 
-@pytest.mark.parametrize(("engine", "stage", "precision"), ENGINES)
-@pytest.mark.parametrize("model", ["lrurec", "sasrec"])
+@pytest.mark.parametrize(
+    ("model", "loss", "engine", "stage", "precision"),
+    [
+        *[(model, FULL, *engine) for model in MODELS for engine in ENGINES],
+        ("lrurec", SAMPLED, "torch", 1, "autocast"),
+        ("lrurec", SAMPLED, "deepspeed", 1, "bf16"),
+        ("sasrec", SAMPLED, "deepspeed", 3, "fp32"),
+        ("lrurec", GBCE, "deepspeed", 2, "bf16"),
+    ],
+)
 def test_stopped_and_resumed_is_bit_equal(
-    small_set: Dataset, tmp_path: Path, model: str, engine: str, stage: int, precision: str
+    small_set: Dataset,
+    tmp_path: Path,
+    model: str,
+    loss: dict[str, object],
+    engine: str,
+    stage: int,
+    precision: str,
 ) -> None:
     changes = {
         "train__engine": engine,
         "train__zero_stage": stage,
         "train__precision": precision,
         "model__name": model,
+        "train__loss": loss,
     }
     whole = recipe(small_set, tmp_path, "whole", **changes)
     parted = recipe(small_set, tmp_path, "parted", **changes)
@@ -63,10 +88,16 @@ def test_stopped_and_resumed_is_bit_equal(
 
 
 @pytest.mark.parametrize(("engine", "stage", "precision"), ENGINES)
+@pytest.mark.parametrize("loss", [FULL, SAMPLED], ids=["full", "sampled"])
 def test_every_engine_computes_the_same_updates(
-    small_set: Dataset, tmp_path: Path, engine: str, stage: int, precision: str
+    small_set: Dataset,
+    tmp_path: Path,
+    loss: dict[str, object],
+    engine: str,
+    stage: int,
+    precision: str,
 ) -> None:
-    plain = recipe(small_set, tmp_path, "plain", train__steps=5)
+    plain = recipe(small_set, tmp_path, "plain", train__steps=5, train__loss=loss)
     other = recipe(
         small_set,
         tmp_path,
@@ -75,6 +106,7 @@ def test_every_engine_computes_the_same_updates(
         train__engine=engine,
         train__zero_stage=stage,
         train__precision=precision,
+        train__loss=loss,
     )
     train_here(plain)
     train_here(other)
@@ -131,10 +163,18 @@ def test_every_segment_is_trained_once_per_epoch_across_stops(
 
 
 @pytest.mark.parametrize(
-    ("engine", "stage"), [("torch", 1), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
+    ("engine", "stage", "loss"),
+    [
+        ("torch", 1, FULL),
+        ("deepspeed", 1, FULL),
+        ("deepspeed", 2, FULL),
+        ("deepspeed", 3, FULL),
+        ("torch", 1, SAMPLED),
+        pytest.param("deepspeed", 3, SAMPLED, marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_steps_at_every_world_size(
-    small_set: Dataset, tmp_path: Path, engine: str, stage: int
+    small_set: Dataset, tmp_path: Path, engine: str, stage: int, loss: dict[str, object]
 ) -> None:
     runs = {}
     for workers in (1, 2, 3):
@@ -145,6 +185,7 @@ def test_the_same_steps_at_every_world_size(
             train__engine=engine,
             train__zero_stage=stage,
             train__steps=6,
+            train__loss=loss,
         )
         ended = train_apart(runs[workers], tmp_path, workers)
         assert ended.returncode == 0, ended.stderr

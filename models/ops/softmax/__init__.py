@@ -2,8 +2,10 @@
 
 import torch
 
-from models.ops import extension
+from models.ops import extension, gpu
 from models.ops.softmax import cpu, eager
+
+MOST_TRITON_WIDTH = 128  # beyond, making the logits anew costs more than keeping some of them
 
 
 def full_softmax_loss(
@@ -13,7 +15,8 @@ def full_softmax_loss(
 
     hidden: ``[T, d]``; table: ``[C, d]``; bias: ``[C]`` or None; targets: int64 ``[T]`` in
     1..C-1, where 0 is no target: no loss, no gradient (class 0 is still in the softmax).
-    Returns a 0-dim tensor, fp32 (fp64 for fp64). bf16 inputs are widened: all arithmetic is fp32.
+    Returns a 0-dim tensor, fp32 (fp64 for fp64). bf16 inputs are widened: all arithmetic is fp32
+    (on a GPU the factors of a product stay bf16, its sums are fp32).
     The ``[T, C]`` logits are never held: memory beyond the gradients is bounded. The gradients
     of hidden, table and bias are made in the forward pass and scaled in the backward pass.
     The same thread count gives the same bits. ValueError for shapes or targets that do not fit.
@@ -28,5 +31,9 @@ def full_softmax_loss(
         raise ValueError(f"targets must be int64 [{len(hidden)}], got {tuple(targets.shape)}")
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(table):
         raise ValueError(f"targets must lie in 0..{len(table) - 1}")
+    if hidden.shape[1] <= MOST_TRITON_WIDTH and gpu.serves(hidden, table, bias):
+        from models.ops.softmax import triton
+
+        return triton.loss(hidden, table, bias, targets)
     compute = cpu.loss if extension.serves(hidden, table, bias) else eager.loss
     return compute(hidden, table, bias, targets)

@@ -15,32 +15,13 @@
 
 #include <omp.h>
 
-#include "softmax/gemm.hpp"
+#include "softmax/tiles.hpp"
 
 using namespace longhaul;
 
 namespace {
 
-constexpr int64_t CHUNK = 96;          // targets; a multiple of ROWS
-constexpr int64_t TILE_CLASSES = 240;  // a multiple of ROWS and PANEL, odd in cache lines
-constexpr int64_t GRAIN = 48;          // classes are padded to this: divides by ROWS and PANEL
 constexpr int64_t ROW_WALK_FLOATS = 4 << 20;  // the most a thread may hold in the walk by rows
-
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
-struct Free {
-    void operator()(float* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<float[], Free>;
-
-Buffer allocate(int64_t floats) {
-    return Buffer((float*)std::aligned_alloc(64, round_up(std::max<int64_t>(floats, 16), 16) * 4));
-}
-Buffer zeros(int64_t floats) {
-    Buffer buffer = allocate(floats);
-    std::fill_n(buffer.get(), floats, 0.0f);
-    return buffer;
-}
 
 struct Problem {
     const float *hidden, *table, *bias;
@@ -56,127 +37,19 @@ struct Problem {
     float bias_of(int64_t c) const { return bias ? bias[c] : 0.0f; }
 };
 
-// The table rows of one tile in both layouts the products want, padded with zeros and with a
-// bias of minus infinity, so that classes past the end have probability zero.
-struct Tile {
-    int64_t first, size;
-    Buffer by_class;  // [size / PANEL][width][PANEL]
-    Buffer by_width;  // [width / PANEL][size][PANEL]
-    Buffer bias;
-
-    Tile(const Problem& problem, int64_t index)
-        : first(index * TILE_CLASSES),
-          size(std::min(TILE_CLASSES, problem.padded_classes() - first)) {
-        const int64_t d = problem.padded_width(), real = std::min(size, problem.classes - first);
-        by_class = zeros(size * d);
-        by_width = zeros(size * d);
-        bias = allocate(size);
-        for (int64_t c = 0; c < size; ++c) {
-            bias[c] = c < real ? problem.bias_of(first + c) : -INFINITY;
-            if (c >= real) continue;
-            const float* row = problem.table + (first + c) * problem.width;
-            for (int64_t k = 0; k < problem.width; ++k) {
-                by_class[(c / PANEL * d + k) * PANEL + c % PANEL] = row[k];
-                by_width[(k / PANEL * size + c) * PANEL + k % PANEL] = row[k];
-            }
-        }
-    }
-};
-
-// The hidden rows of one chunk, gathered and padded with zeros, and their softmax state.
-struct Chunk {
-    int64_t rows, padded;
-    Buffer hidden = nullptr;   // [padded][width]
-    Buffer scaled = nullptr;   // [width / PANEL][padded][PANEL], each row times `weight`
-    float best[CHUNK], weight[CHUNK];
-    double total[CHUNK];
-
-    Chunk(const Problem& problem, int64_t index) {
-        const int64_t d = problem.padded_width(), begin = index * CHUNK;
-        rows = std::min(CHUNK, problem.count() - begin);
-        padded = round_up(rows, ROWS);
-        hidden = zeros(padded * d);
-        for (int64_t r = 0; r < rows; ++r)
-            std::copy_n(problem.hidden + problem.active[begin + r] * problem.width, problem.width,
-                        hidden.get() + r * d);
-        std::fill_n(best, CHUNK, -INFINITY);
-        std::fill_n(weight, CHUNK, 0.0f);
-        std::fill_n(total, CHUNK, 0.0);
-    }
-
-    void scale(int64_t d) {
-        if (!scaled) scaled = allocate(padded * d);
-        for (int64_t r = 0; r < padded; ++r)
-            for (int64_t k = 0; k < d; ++k)
-                scaled[(k / PANEL * padded + r) * PANEL + k % PANEL] = hidden[r * d + k] * weight[r];
-    }
-};
-
-// out[r][c] = hidden[r] . table[c] + bias[c]; `best` follows the largest of each row.
-void logits(Chunk& chunk, const Tile& tile, int64_t d, float* out) {
-    for (int64_t c = 0; c < tile.size; c += PANEL) {
-        const f32x8 bias0 = load(&tile.bias[c]), bias1 = load(&tile.bias[c + 8]);
-        for (int64_t r = 0; r < chunk.padded; r += ROWS) {
-            Sums sums(bias0, bias1);
-            sums.add_product(&chunk.hidden[r * d], d, 1, &tile.by_class[c * d], PANEL, d);
-            sums.write(out + r * tile.size + c, tile.size);
-        }
-    }
-    for (int64_t r = 0; r < chunk.padded; ++r) {
-        f32x8 most = load(out + r * tile.size);
-        for (int64_t c = 8; c < tile.size; c += 8)
-            most = maximum(most, load(out + r * tile.size + c));
-        const float value = maximum(most);
-        if (value > chunk.best[r]) chunk.best[r] = value;
-    }
+Tile tile_of(const Problem& problem, int64_t index) {
+    const int64_t first = index * TILE_CLASSES;
+    const int64_t size = std::min(TILE_CLASSES, problem.padded_classes() - first);
+    return Tile(
+        first, size, std::min(size, problem.classes - first), problem.width,
+        [&](int64_t c) { return problem.table + (first + c) * problem.width; },
+        [&](int64_t c) { return problem.bias_of(first + c); });
 }
 
-// Logits to exp(logits - shift) in place, added to the row totals.
-void exponentials(Chunk& chunk, const Tile& tile, const float* shift, float* values) {
-    for (int64_t r = 0; r < chunk.padded; ++r) {
-        f32x8 total = {};
-        for (int64_t c = 0; c < tile.size; c += 8) {
-            f32x8 e = exp_negative(load(values + r * tile.size + c) - shift[r]);
-            store(values + r * tile.size + c, e);
-            total += e;
-        }
-        chunk.total[r] += sum(total);
-    }
-}
-
-// dhidden[r] += sum over classes of e[r][c] table[c]
-void add_hidden_gradient(const Chunk& chunk, const Tile& tile, int64_t d, const float* e,
-                         float* dhidden) {
-    for (int64_t k = 0; k < d; k += PANEL) {
-        for (int64_t r = 0; r < chunk.padded; r += ROWS) {
-            Sums sums(f32x8{}, f32x8{});
-            sums.add_product(e + r * tile.size, tile.size, 1, &tile.by_width[k * tile.size], PANEL,
-                             tile.size);
-            sums.add_to(dhidden + r * d + k, d);
-        }
-    }
-}
-
-// dtable[c] += sum over rows of e[r][c] weight[r] hidden[r]; dbias[c] += sum of e[r][c] weight[r]
-void add_table_gradient(const Chunk& chunk, const Tile& tile, int64_t d, const float* e,
-                        float* dtable, float* dbias) {
-    for (int64_t c = 0; c < tile.size; c += ROWS) {
-        for (int64_t k = 0; k < d; k += PANEL) {
-            Sums sums(f32x8{}, f32x8{});
-            sums.add_product(e + c, 1, tile.size, &chunk.scaled[k * chunk.padded], PANEL,
-                             chunk.padded);
-            sums.add_to(dtable + c * d + k, d);
-        }
-    }
-    for (int64_t c = 0; c < tile.size; c += PANEL) {
-        f32x8 sum0 = {}, sum1 = {};
-        for (int64_t r = 0; r < chunk.padded; ++r) {
-            sum0 += load(e + r * tile.size + c) * chunk.weight[r];
-            sum1 += load(e + r * tile.size + c + 8) * chunk.weight[r];
-        }
-        store(dbias + c, load(dbias + c) + sum0);
-        store(dbias + c + 8, load(dbias + c + 8) + sum1);
-    }
+Chunk chunk_of(const Problem& problem, int64_t index) {
+    const int64_t begin = index * CHUNK;
+    return Chunk(problem.hidden, problem.width, &problem.active[begin],
+                 std::min(CHUNK, problem.count() - begin));
 }
 
 struct Gradients {
@@ -213,7 +86,7 @@ double walk_by_rows(const Problem& problem, const Gradients& out, int threads) {
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < tiles; ++i) tile[i] = std::make_unique<Tile>(problem, i);
+        for (int64_t i = 0; i < tiles; ++i) tile[i] = std::make_unique<Tile>(tile_of(problem, i));
         Buffer& dtable = dtables[omp_get_thread_num()];
         Buffer& dbias = dbiases[omp_get_thread_num()];
         Buffer e = allocate(CHUNK * classes), dhidden = allocate(CHUNK * d);
@@ -223,7 +96,7 @@ double walk_by_rows(const Problem& problem, const Gradients& out, int threads) {
         }
 #pragma omp for schedule(static)
         for (int64_t index = 0; index < chunks; ++index) {
-            Chunk chunk(problem, index);
+            Chunk chunk = chunk_of(problem, index);
             std::fill_n(dhidden.get(), CHUNK * d, 0.0f);
             for (const auto& t : tile) logits(chunk, *t, d, &e[chunk.padded * t->first]);
             for (const auto& t : tile) {
@@ -279,10 +152,10 @@ double walk_by_classes(const Problem& problem, const Gradients& out, int threads
         Buffer values = allocate(CHUNK * TILE_CLASSES), dtable = allocate(TILE_CLASSES * d);
         Buffer dbias = allocate(TILE_CLASSES);
         for (int64_t index = 0; index < chunks; ++index)
-            states[me * chunks + index] = std::make_unique<Chunk>(problem, index);
+            states[me * chunks + index] = std::make_unique<Chunk>(chunk_of(problem, index));
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < tiles; ++i) {
-            const Tile tile(problem, i);
+            const Tile tile = tile_of(problem, i);
             for (int64_t index = 0; index < chunks; ++index) {
                 Chunk& chunk = *states[me * chunks + index];
                 float before[CHUNK];
@@ -319,7 +192,7 @@ double walk_by_classes(const Problem& problem, const Gradients& out, int threads
             }
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < tiles; ++i) {
-                const Tile tile(problem, i);
+                const Tile tile = tile_of(problem, i);
                 std::fill_n(dtable.get(), tile.size * d, 0.0f);
                 std::fill_n(dbias.get(), tile.size, 0.0f);
                 for (int64_t index = 0; index < chunks; ++index) {

@@ -22,8 +22,18 @@ moves on. So neither threads nor the size of a slice show in the log, and what m
 a few words a user, the topics of his last events, and one slice.
 """
 
-from pipeline.prepare.synth.files import EVENTS, TRUTH, generate
-from pipeline.prepare.synth.options import SynthOptions
-from pipeline.prepare.synth.truth import Truth
+from collections.abc import Callable
 
-__all__ = ["EVENTS", "TRUTH", "SynthOptions", "Truth", "generate"]
+from pipeline.prepare.synth.options import SynthOptions
+
+__all__ = ["SynthOptions", "generate"]
+
+
+def generate(
+    options: SynthOptions, url: str, progress: Callable[[int], None] | None = None
+) -> None:
+    """Write the log that ``options`` describe below ``url``; see ``files.generate``."""
+    # Only here, so that the command line can show its help without the tables and Parquet.
+    from pipeline.prepare.synth import files
+
+    files.generate(options, url, progress)

@@ -1,0 +1,66 @@
+"""An engine of the trunk and, beside it, a sharded item table: together one Engine."""
+
+from typing import Any
+
+import torch
+
+from models import PackedBatch
+from models.losses import Drawn, Loss
+from pipeline.config import TrainConfig
+from pipeline.evaluate import Scorer, ShardedScorer
+from pipeline.train.engine import Engine, Piece, Read, clip_factor
+from pipeline.train.table.sharded import ShardedTable
+from pipeline.world import World
+
+
+class TableEngine:
+    """Rows come before a micro-batch, their gradients go after it; one norm clips both parts.
+
+    loss: what the trunk's engine trains.
+    """
+
+    def __init__(
+        self, trunk: Engine, loss: Loss, table: ShardedTable, config: TrainConfig, world: World
+    ) -> None:
+        self.model = trunk.model
+        self._trunk, self._loss, self._table, self._world = trunk, loss, table, world
+        self._clip_norm = config.optimizer.clip_norm
+        self._masks = config.objective.masks
+
+    @property
+    def bytes_moved(self) -> int:
+        """Of rows and their gradients, to and from other ranks, since the start."""
+        return self._table.bytes_moved
+
+    def backward(
+        self, batch: PackedBatch, step_targets: int, drawn: Drawn | None = None
+    ) -> torch.Tensor:
+        drawn = drawn or self._loss.draw(batch)
+        classes = self._loss.items(batch, drawn)
+        live = bool(batch.target_mask.any())
+        items = torch.cat([batch.items, classes]) if live else classes[:0]
+        self._table.fetch(items, training=True)
+        loss = self._trunk.backward(batch, step_targets, drawn)
+        self._table.collect()
+        return loss
+
+    def update(self, lr: float, beside: float = 0.0) -> float:
+        norm = self._trunk.update(lr, beside + self._table.squared_norm())
+        self._table.update(lr, clip_factor(norm, self._clip_norm))
+        return norm
+
+    def shapes(self) -> dict[str, torch.Size]:
+        return self._trunk.shapes() | self._table.shapes()
+
+    def export(self) -> list[tuple[Piece, torch.Tensor]]:
+        return self._trunk.export() + self._table.export()
+
+    def restore(self, read: Read, updates: int) -> None:
+        self._trunk.restore(read, updates)
+        self._table.restore(read, updates)
+
+    def scoring(self) -> Any:
+        return self._trunk.scoring()
+
+    def scorer(self) -> Scorer:
+        return ShardedScorer(self.model, self._table, self._world, self._masks)

@@ -1,0 +1,76 @@
+"""What a command loads before it works: quick help, and OpenMP told how to wait before torch."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from pipeline.manifest import Dataset
+from pipeline.process import app
+from tests.train.runs import ROOT, environment, recipe, write
+
+COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+HEAVY = {"torch", "numpy", "pyarrow", "polars", "ray", "deepspeed", "webdataset", "wandb", "fsspec"}
+
+LOADED = """
+import sys
+from pipeline.process import run_command
+code = run_command()
+print("\\nLOADED", *{name.partition(".")[0] for name in sys.modules})
+sys.exit(code)
+"""
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The top-level packages that a command has imported when it is through."""
+    said = subprocess.run(
+        [sys.executable, "-c", LOADED, *arguments],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 0, said.stderr
+    assert "Usage" in said.stdout
+    return set(said.stdout.splitlines()[-1].split()[1:])
+
+
+def test_the_help_of_all_commands_loads_no_library() -> None:
+    assert not loaded_by("--help") & (HEAVY | {"pydantic", "yaml", "matplotlib"})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_loads_no_heavy_library(command: str) -> None:
+    assert not loaded_by(command, "--help") & HEAVY
+
+
+def spins_of(arguments: list[str], **env: str) -> list[int]:
+    """How often libgomp looks again before a thread sleeps: each process says so that loads it."""
+    clean = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    said = subprocess.run(
+        [sys.executable, *arguments],
+        env={**clean, "PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "verbose", **env},
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 0, said.stderr
+    return [int(found) for found in re.findall(r"GOMP_SPINCOUNT = '(\d+)'", said.stderr)]
+
+
+def test_threads_wait_without_spinning(small_set: Dataset, tmp_path: Path) -> None:
+    file = str(write(recipe(small_set, tmp_path, train__steps=1), tmp_path))
+    assert spins_of(["-m", "pipeline", "train", file]) == [0]
+    assert spins_of(["-c", "import longhaul"]) == [0]
+    (spins,) = spins_of(["-c", "import longhaul"], OMP_WAIT_POLICY="active")
+    assert spins > 10**6, "what the user says goes first"
+
+
+def test_threads_wait_without_spinning_under_torchrun(small_set: Dataset, tmp_path: Path) -> None:
+    file = str(write(recipe(small_set, tmp_path, train__steps=1), tmp_path))
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pipeline"]
+    # torchrun itself has loaded torch before any of our code; it only waits for its workers.
+    assert spins_of([*start, "train", file])[1:] == [0, 0]
