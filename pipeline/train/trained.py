@@ -92,8 +92,3 @@ def _trained(
         kept.state.data.fingerprint,
         kept.commit.sha256,
     )
-
-
-def best_step(run_url: str, warn: Callable[[str], None] = warnings.warn) -> int:
-    """The step of the checkpoint that ``load_trained`` takes, told without its weights."""
-    return best_checkpoint(run_url, warn).place.step
