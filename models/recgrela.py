@@ -179,7 +179,7 @@ def _turned_back(total: torch.Tensor) -> torch.Tensor:
     """``[n, heads, m, v]``, its rows as channels of the full width rotated by one position back."""
     n, heads, rows, columns = total.shape
     flat = total.permute(0, 3, 1, 2).reshape(n * columns, heads * rows)
-    back = torch.full((len(flat),), -1, dtype=torch.int64, device=total.device)
+    back = torch.full((flat.shape[0],), -1, dtype=torch.int64, device=total.device)
     return rotate(flat, back).view(n, columns, heads, rows).permute(0, 2, 3, 1)
 
 

@@ -30,6 +30,7 @@ from models.losses import LossConfig
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.evaluate import Protocol
+from pipeline.serve.config import ServingConfig
 from pipeline.stream.objective import Objective
 from pipeline.stream.reader import ReadingConfig
 from pipeline.stream.stream import StreamConfig
@@ -213,6 +214,7 @@ class Recipe(_Part):
     evaluation: Protocol = Field(
         Protocol(), description="how validation and test rank; the split is set by the command"
     )
+    serving: ServingConfig = ServingConfig()
     tracking: TrackingConfig = TrackingConfig()
     reading: ReadingConfig = ReadingConfig()
     placement: PlacementConfig = PlacementConfig()
@@ -274,12 +276,12 @@ class Recipe(_Part):
         return storage.join(storage.absolute(self.runs), self.name)
 
     def identity(self) -> dict[str, Any]:
-        """What the run computes: the recipe without places, reading, logging and retention.
+        """What the run computes: the recipe without places, reading, serving, logging, retention.
 
         Engine and ZeRO stage are places too: they decide where state lies, not what it is.
         """
         document = self.model_dump(mode="json")
-        for key in ("runs", "placement", "reading", "tracking", "schema_version"):
+        for key in ("runs", "placement", "reading", "serving", "tracking", "schema_version"):
             del document[key]
         for key in (
             "engine",

@@ -10,6 +10,7 @@ import typer
 from pipeline.cli import PREEMPTED_EXIT, AsJson, print_json
 from pipeline.command_options import pair, validated
 from pipeline.errors import LonghaulError
+from pipeline.serve_commands import recommend_with_states
 
 if TYPE_CHECKING:
     from pipeline.recommend import Summary
@@ -168,7 +169,7 @@ def compare(
 
 
 def recommend(
-    run: Annotated[str, typer.Argument(help="A run's folder.")],
+    run: Annotated[str, typer.Argument(help="A run's folder, or a bundle's.")],
     output: Annotated[
         str, typer.Option(help="Folder for Parquet files; with --user one Parquet file.")
     ],
@@ -202,9 +203,22 @@ def recommend(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Of Ray; by default as many as there is room for.")
     ] = None,
+    save_state: Annotated[
+        str | None, typer.Option(help="Folder to keep users' states in, for new events later.")
+    ] = None,
+    events: Annotated[
+        str | None, typer.Option(help="Parquet file of new events, to be added to --state.")
+    ] = None,
+    state: Annotated[str | None, typer.Option(help="Folder that an earlier run kept.")] = None,
+    columns: Annotated[
+        str, typer.Option(help="Of --events: user, item and time, or user and item.")
+    ] = "user,item,timestamp",
+    skip_unknown_items: Annotated[
+        bool, typer.Option(help="Leave out --events of items that the model does not know.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the best items for all users of a data set, or for a few.
+    """Write the best items for all users of a data set, or for a few; or go on with new events.
 
     [bold]longhaul recommend runs/demo --output lists[/bold]
 
@@ -218,36 +232,83 @@ def recommend(
 
     Users of a data set are in files part-00000.parquet and on, and manifest.json, written last,
     says what they are. The same command goes on where it was stopped (exit code 75) or killed.
+
+    [bold]longhaul recommend runs/demo --output all.parquet --save-state states-0[/bold]
+
+    [bold]longhaul recommend bundles/demo --events today.parquet --state states-0 --output
+    today-r.parquet --save-state states-1[/bold]
+
+    With states there is one Parquet file; a model takes whole histories, and each new event of
+    --events, in the order of time, in the same time.
     """
     from pipeline import recommend as stage
     from pipeline import storage, world
-    from pipeline.config import parse_recipe
+    from pipeline.config import PlacementConfig, parse_recipe
+    from pipeline.export.bundle import Bundle, is_bundle, read_bundle
     from pipeline.manifest import open_dataset
     from pipeline.progress import bar
+    from pipeline.serve.replay import data_of_bundle
     from pipeline.train import trained
     from pipeline.train.checkpoint import Checkpoint
     from pipeline.train.run import load_config
 
-    placement = load_config(run).placement
+    if save_state or events or state:
+        of_lists: dict[str, object] = {
+            "--user": users,
+            "--allow": allow,
+            "--deny": deny,
+            "--where": where,
+        }
+        of_lists |= {"--items": items, "--part-users": part_users, "--workers": workers}
+        given = [name for name, value in of_lists.items() if value]
+        if given or engine == "ray":
+            raise LonghaulError(f"{(given or ['--engine ray'])[0]} does not go with states")
+        recommend_with_states(
+            run,
+            output,
+            k=k,
+            seen=seen,
+            data=data,
+            save_state=save_state,
+            events=events,
+            state=state,
+            columns=columns,
+            skip_unknown_items=skip_unknown_items,
+            as_json=as_json,
+        )
+        return
+    bundle = read_bundle(run) if is_bundle(run) else None
+    placement = PlacementConfig() if bundle else load_config(run).placement
+    if bundle is not None and engine == "auto" and workers is None:
+        engine = "local"
     on_ray = _on_ray(engine, workers, few=bool(users))
+    if on_ray and bundle is not None:
+        raise LonghaulError("Ray's workers make the lists of a run, not of a bundle")
     if users and part_users is not None:
         raise LonghaulError(
             "--part-users cuts the lists of all users; with --user there is one file"
         )
 
-    def asked() -> tuple[Checkpoint, stage.Request]:
-        best = trained.best_checkpoint(run, _warn)
-        recipe = parse_recipe(best.commit.recipe, best.url)
-        dataset = open_dataset(data or recipe.data.path)
-        origin = stage.Origin(
-            run=storage.absolute(run), step=best.state.step, model=best.commit.sha256
-        )
+    def asked() -> tuple[Checkpoint | Bundle, stage.Request]:
+        best: Checkpoint | Bundle
+        if bundle is not None:
+            best = bundle
+            dataset = data_of_bundle(bundle, data)
+            max_history = bundle.config.protocol["max_history"]
+            step, model = bundle.config.step, bundle.config.model_hash
+        else:
+            best = trained.best_checkpoint(run, _warn)
+            recipe = parse_recipe(best.commit.recipe, best.url)
+            dataset = open_dataset(data or recipe.data.path)
+            max_history = recipe.evaluation.max_history
+            step, model = best.state.step, best.commit.sha256
+        origin = stage.Origin(run=storage.absolute(run), step=step, model=model)
         chosen = stage.read_candidates(dataset, allow=allow, deny=deny, items=items, where=where)
         return best, stage.Request(
             dataset,
             storage.absolute(output),
             k=k,
-            max_history=recipe.evaluation.max_history,
+            max_history=max_history,
             seen=seen,
             candidates=chosen,
             part_users=part_users,
@@ -264,6 +325,7 @@ def recommend(
             from cluster.ray_recommend import recommend_on_ray
 
             checkpoint, request = asked()
+            assert isinstance(checkpoint, Checkpoint)
             summary = recommend_on_ray(request, checkpoint, placement, workers, told)
         else:
             surroundings = world.torchrun if world.inside_torchrun() else world.alone
@@ -271,7 +333,11 @@ def recommend(
                 checkpoint, request = here.on_rank_zero(asked)
                 if users and here.rank:
                     return
-                scorer = trained.load_checkpoint(checkpoint, here.device).scorer()
+                scorer = (
+                    trained.load_checkpoint(checkpoint, here.device).scorer()
+                    if isinstance(checkpoint, Checkpoint)
+                    else checkpoint.served(here.device).scorer()
+                )
                 if users:
                     table = stage.recommend_users(request, scorer, users)
                 else:
