@@ -121,7 +121,7 @@ class Training:
         self.saver = Saver(recipe, self.dataset.manifest, world, attempt)
         self._new = False
         self.state = self._resume(skipped)
-        self._tally = Tally(world.device)
+        self._tally = Tally(world.device, self.engine.clock)
         self._load = NodeLoad(world)
         self._stop_file = StopFile(recipe.run_url, watched=world.rank == 0)
         world.on_rank_zero(self._begin_records)
@@ -189,7 +189,7 @@ class Training:
                 self._log({"step": self.state.step, **self._load.sample()})
             if plan.save:  # this node is about to go: what is not committed soon is lost
                 self.world.save_wanted = False
-                with self._tally.timed("saving"):
+                with self.engine.clock.timed("saving"):
                     self._save()
                     self.saver.finish()
         self.saver.finish()
@@ -228,7 +228,7 @@ class Training:
         asked = [self.world.stop_wanted, self.world.save_wanted]
         due = [self.world.poll_due(), self._load.due()]
         stands = [problem is not None, self.saver.uploaded()]
-        with self._tally.timed("agree"):
+        with self.engine.clock.timed("agree"):
             sums = self.world.sum_integers([*work, *map(int, asked + due + stands)]).tolist()
         targets, tokens, segments, digest, stop, save, poll, load, failed, uploaded = sums
         if failed:
@@ -240,13 +240,11 @@ class Training:
 
     def _train(self, mine: RankStep, plan: Plan) -> None:
         config, step = self.recipe.train, self.state.step
-        with self._tally.timed("backward"):
-            for micro in mine.micro:
-                torch.manual_seed(seed_of("step", config.seed, step, micro.lane))
-                self._tally.loss += self.engine.backward(micro.batch, plan.targets)
+        for micro in mine.micro:
+            torch.manual_seed(seed_of("step", config.seed, step, micro.lane))
+            self._tally.loss += self.engine.backward(micro.batch, plan.targets)
         lr = learning_rate(step, config.steps, config.optimizer)
-        with self._tally.timed("update"):
-            norm = self.engine.update(lr)
+        norm = self.engine.update(lr)
         self._check(norm)
         self._tally.add(plan, mine.waited, lr, norm)
         self.state = self.state.model_copy(
@@ -288,13 +286,13 @@ class Training:
         last = step == config.steps
         if (step % config.log_every == 0 or last) and self._tally.targets:
             self._log(self._tally.summary(self.world, self.state, self.stream.epoch))
-            self._tally = Tally(self.world.device)
+            self._tally = Tally(self.world.device, self.engine.clock)
         improved = False
         if config.validation and (step % config.validation.every == 0 or last):
-            with self._tally.timed("validating"):
+            with self.engine.clock.timed("validating"):
                 improved = self._validate()
         if improved or last or step % config.checkpoint_every == 0 or self._out_of_patience():
-            with self._tally.timed("saving"):
+            with self.engine.clock.timed("saving"):
                 self._save()
 
     def _validate(self) -> bool:

@@ -136,16 +136,3 @@ def _newest(
 def _best(run_url: str, last: Checkpoint) -> Checkpoint:
     place = checkpoint.best_place(run_url, last)
     return last if place == last.place else Checkpoint(run_url, place)
-
-
-def best_step(run_url: str, warn: Callable[[str], None] = warnings.warn) -> int:
-    """The step of the checkpoint that ``load_trained`` takes, told without its weights."""
-    found = checkpoint.newest(
-        run_url,
-        lambda last: checkpoint.best_place(run_url, last).step,
-        warn,
-        World(0, 1, torch.device("cpu")),
-    )
-    if found is None:
-        raise LonghaulError(f"{run_url} has no checkpoint yet")
-    return found[1]
