@@ -20,9 +20,10 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config import read_yaml, tell
+from pipeline.config import read_yaml
 from pipeline.duration import parse_duration
 from pipeline.errors import LonghaulError
+from pipeline.mistakes import tell
 from pipeline.secrets import looks_secret
 
 SECONDS = 10**9  # nanoseconds
