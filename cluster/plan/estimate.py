@@ -104,7 +104,7 @@ def estimate(
     )
 
 
-def seconds_of(work: Work, device: Device, cores: int, low: bool, spec: ClusterSpec) -> float:
+def seconds_of(work: Work, device: Device, cores: float, low: bool, spec: ClusterSpec) -> float:
     """How long a worker takes. cores: of its CPU, where it has no GPU. low: products in bf16."""
     peak, by, host = (device.bf16 if low else device.fp32), device.reached, spec.hardware.host
     many = 1 if device.gpu else cores

@@ -1,6 +1,7 @@
 """A plan as a table for a terminal: a column for each number of workers."""
 
 from collections.abc import Callable
+from functools import partial
 
 import rich.box
 from rich.table import Table
@@ -27,15 +28,14 @@ def table_of_plan(found: Estimate) -> Table:
     table.add_column("workers", no_wrap=True)
     for column in found.columns:
         table.add_column(f"{column.workers:,}", justify="right", no_wrap=True)
+    first = found.columns[0]
     shares = len(found.columns) <= _MOST_WITH_SHARES
 
     def row(name: str, cell: Callable[[Column], str]) -> None:
         table.add_row(name, *map(cell, found.columns))
 
-    for part in found.columns[0].parts:
-        row(_WORDS[part], lambda c, part=part: _of_step(c.parts[part], c, shares))  # type: ignore[misc]
-    for part in found.columns[0].beside:
-        row(_WORDS[part], lambda c, part=part: _of_step(c.beside[part], c, shares))  # type: ignore[misc]
+    for part in first.parts | first.beside:
+        row(_WORDS[part], partial(_of_step, part, shares))
     table.add_section()
     row("a step", lambda c: _time(c.step_seconds))
     row("longest part", lambda c: c.bottleneck)
@@ -43,7 +43,6 @@ def table_of_plan(found: Estimate) -> Table:
     row("efficiency", lambda c: f"{c.efficiency:.0%}")
     row("a worker sends", lambda c: f"{short(sum(c.sent_bytes.values()))}B")
     table.add_section()
-    first = found.columns[0]
     if first.device_limit is not None:
         row(f"GPU memory of {short(first.device_limit)}B", lambda c: f"{short(c.device_memory)}B")
     limit = "" if first.host_limit is None else f" of {short(first.host_limit)}B"
@@ -52,7 +51,7 @@ def table_of_plan(found: Estimate) -> Table:
     table.add_section()
     row("hours", lambda c: f"{c.hours:,.2f}")
     row("worker hours", lambda c: f"{c.worker_hours:,.2f}")
-    if found.columns[0].price is not None:
+    if first.price is not None:
         row("price", lambda c: f"{c.price:,.2f}")
     table.caption = (
         f"{found.run} on {found.device}: {found.steps:,} steps of {found.tokens_a_step:,} tokens, "
@@ -72,14 +71,12 @@ def notes_of(found: Estimate) -> list[str]:
     return lines + found.unknown
 
 
-def _of_step(seconds: float, column: Column, share: bool) -> str:
+def _of_step(part: str, share: bool, column: Column) -> str:
+    seconds = (column.parts | column.beside)[part]
     return _time(seconds) + (f" {seconds / column.step_seconds:4.0%}" if share else "")
 
 
 def _time(seconds: float) -> str:
     """In three figures."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            break
-    number = seconds / size
+    number, unit = (seconds, "s") if seconds >= 1 else (1e3 * seconds, "ms")
     return f"{number:,.{0 if number >= 100 else 1 if number >= 10 else 2}f} {unit}"
