@@ -96,6 +96,11 @@ class TrainConfig(_Part):
 
     steps: int = Field(ge=1, description="optimizer steps at most")
     seed: int = Field(0, ge=0, description="of weights, order, masks, dropout and negatives")
+    init_from: str | None = Field(
+        None,
+        description="URL of a run or a bundle whose weights to begin with, items by their keys; "
+        "its optimizer's state is not taken over",
+    )
     objective: Objective = Objective()
     loss: LossConfig = LossConfig()
     engine: Literal["deepspeed", "torch"] = Field(
@@ -275,12 +280,21 @@ class Recipe(_Part):
         """The folder of the run."""
         return storage.join(storage.absolute(self.runs), self.name)
 
+    def absolute(self) -> dict[str, Any]:
+        """The recipe as a document, of which no place depends on the working directory."""
+        document = self.model_dump(mode="json")
+        document["runs"] = storage.absolute(self.runs)
+        document["data"]["path"] = storage.absolute(self.data.path)
+        if self.train.init_from is not None:
+            document["train"]["init_from"] = storage.absolute(self.train.init_from)
+        return document
+
     def identity(self) -> dict[str, Any]:
         """What the run computes: the recipe without places, reading, serving, logging, retention.
 
         Engine and ZeRO stage are places too: they decide where state lies, not what it is.
         """
-        document = self.model_dump(mode="json")
+        document = self.absolute()
         for key in ("runs", "placement", "reading", "serving", "tracking", "schema_version"):
             del document[key]
         for key in (
