@@ -18,13 +18,13 @@ class Counts:
     """The data as a plan sees it.
 
     dataset: of the user's own counts it has only an index. length: of a segment, on average.
-    popularity: float64 ``[V]``, the items' shares of the training events, or None where nobody
-    knows them.
+    popularity: shares of the training events, float64 ``[n]``, each once, and how many items have
+    it, int64 ``[n]``; or None where nobody knows them.
     """
 
     dataset: Dataset
     length: int
-    popularity: np.ndarray | None
+    popularity: tuple[np.ndarray, np.ndarray] | None
 
     @property
     def items(self) -> int:
@@ -46,12 +46,12 @@ class Counts:
 
         Where popularity is not known both are even, which is the most there can be.
         """
-        share = self.popularity
-        if share is None:
+        if self.popularity is None:
             expected = -np.expm1((events + uniform) * np.log1p(-1 / (self.items + 1)))
             return float((self.items + 1) * expected)
+        share, items = self.popularity
         missed = -(events * share + uniform / (self.items + 1))
-        return float(-np.expm1(missed).sum())
+        return float(-(items * np.expm1(missed)).sum())
 
 
 def counts_of(recipe: Recipe, events: int | None, items: int | None) -> Counts:
@@ -66,9 +66,10 @@ def counts_of(recipe: Recipe, events: int | None, items: int | None) -> Counts:
     except LonghaulError as error:
         raise LonghaulError(f"{error}; or say --events and --items") from error
     train, users = int(dataset.train_events.sum()), int(dataset.users.sum())
-    drawn = dataset.read_items().column("train_events").to_numpy().astype(np.float64)
+    drawn = dataset.read_items().column("train_events").to_numpy()
+    times, number = np.unique(drawn, return_counts=True)
     length = max(1, min(window, round(train / max(1, users))))
-    return Counts(dataset, length, drawn / max(1.0, drawn.sum()))
+    return Counts(dataset, length, (times / max(1, drawn.sum()), number))
 
 
 def _described(recipe: Recipe, events: int, items: int) -> Dataset:
