@@ -26,7 +26,7 @@ demo: $(VENV)/installed
 	$(BIN)/longhaul train configs/demo.yaml runs=$(DEMO)/runs data.path=$(DEMO)/data
 	$(BIN)/longhaul evaluate $(DEMO)/runs/demo --baselines --truth $(DEMO)/log/truth.json
 	$(BIN)/longhaul recommend $(DEMO)/runs/demo --output $(DEMO)/few.parquet --user 1 --user 2 --user 3
-	$(BIN)/longhaul report $(DEMO)/runs/demo --output $(DEMO)
+	$(BIN)/longhaul report $(DEMO)/runs/demo --output $(DEMO) --examples 3
 
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"

@@ -154,7 +154,7 @@ def measure(name: str, dataset: Dataset, folder: Path, world: World) -> dict[str
         engine.update(1e-3)
     trained = _peak() - before
     _begin_peak()
-    saver = Saver(wanted, dataset.manifest.catalogue_size, world, 1)
+    saver = Saver(wanted, dataset.manifest, world, 1)
     data = DataState(fingerprint=dataset.fingerprint, epoch=0, positions={})
     saver.begin(TrainState(step=STEPS, data=data), engine)
     saver.finish()

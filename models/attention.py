@@ -20,7 +20,7 @@ def attend_to_kept(
     """
     keys, values, taken = state["keys"].clone(), state["values"].clone(), state["taken"]
     check_room(taken, keys.shape[1])
-    users = torch.arange(len(q), device=q.device)
+    users = torch.arange(q.shape[0], device=q.device)
     keys[users, taken], values[users, taken] = k.flatten(1), v.flatten(1)
     seen = torch.arange(keys.shape[1], device=q.device) <= taken[:, None]
     k, v = (kept.unflatten(2, q.shape[1:]).transpose(1, 2) for kept in (keys, values))

@@ -10,10 +10,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.batch import PackedBatch
-from models.ops import dropout_add_norm
+from models.ops import checks, dropout_add_norm
 
 State = dict[str, torch.Tensor]
 """A model's memory of ``n`` users: tensors whose first dimension is ``n``."""
+
+Step = Callable[[torch.Tensor, State], tuple[torch.Tensor, State]]
+"""Items int64 ``[n]`` and the state of ``n`` users -> hidden ``[n, d]`` and the new state."""
 
 
 class ModelConfig(BaseModel):
@@ -73,6 +76,13 @@ class SequentialModel(nn.Module):
         past ``max_history``.
         """
 
+    def prepared_step(self) -> "Step":
+        """``step`` in evaluation for items from 1 on, to rounding, with less to do at each event.
+
+        What the weights alone decide is computed here, once: later changes to them do not show.
+        """
+        return self.step
+
     def run_block(self, block: Callable[..., Any], *inputs: Any) -> Any:
         """``block(*inputs)``; with activation checkpointing nothing inside it is kept."""
         if self.config.activation_checkpointing and torch.is_grad_enabled():
@@ -113,11 +123,13 @@ class SequentialModel(nn.Module):
         """ValueError for a segment longer than ``max_history``."""
         if self.max_history is None or len(batch.offsets) == 1:
             return
-        longest = int(batch.offsets.diff().max())
-        if longest > self.max_history:
-            raise ValueError(
-                f"a segment of {longest} tokens exceeds model.max_history {self.max_history}"
-            )
+        lengths = batch.offsets.diff()
+        # A GPU is not asked how long it is.
+        longest = "" if lengths.is_cuda else f" of {int(lengths.max())} tokens"
+        checks.require(
+            (lengths <= self.max_history).all(),
+            f"a segment{longest} exceeds model.max_history {self.max_history}",
+        )
 
     def item_scores(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Table ``[V + 1, d]`` and bias ``[V + 1]`` or None.
@@ -154,7 +166,12 @@ class SequentialModel(nn.Module):
 
 
 def check_room(taken: torch.Tensor, room: int) -> None:
-    """ValueError where one of the states, which hold ``taken`` ``[n]`` events, is full."""
+    """ValueError where one of the states, which hold ``taken`` ``[n]`` events, is full.
+
+    Not in an exported step, whose values are not known yet: there the caller counts.
+    """
+    if torch.compiler.is_exporting():
+        return
     if int(taken.max()) >= room:
         raise ValueError(
             f"the state holds model.max_history {room} events already: re-encode the newest window"

@@ -15,11 +15,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import nn
+from torch.nn import functional
 
-from models.base import State, add_and_norm, truncated_normal_
+from models.base import State, Step, add_and_norm, truncated_normal_
 from models.batch import PackedBatch
 from models.ops import diagonal_recurrence, linear
-from models.post_norm import Mixer, PostNormConfig, PostNormModel
+from models.post_norm import Block, Mixer, PostNormConfig, PostNormModel
 
 
 class LRURecConfig(PostNormConfig):
@@ -112,6 +113,11 @@ class LRURec(PostNormModel):
         # Nothing carries over from the empty history.
         return x, {key: h * (items != 0)[:, None] for key, h in state.items()}
 
+    def prepared_step(self) -> Step:
+        """Eigenvalues and the weights with gamma computed once, the state renewed in place of what
+        drives it; see ``SequentialModel.prepared_step``."""
+        return _PreparedStep(self)
+
     def diagnostics(self) -> dict[str, float]:
         """Mean modulus of lambda in each block: about .9 at first, training pulls it down."""
         told = {}
@@ -120,3 +126,52 @@ class LRURec(PostNormModel):
             nu = layer.ring[0].detach().float().exp()
             told[f"lambda_modulus/block_{block}"] = float(torch.exp(-nu).mean())
         return told
+
+
+class _PreparedBlock:
+    """A block whose weights stay as they are, gamma and eigenvalues computed."""
+
+    @torch.no_grad()
+    def __init__(self, block: Block) -> None:
+        assert isinstance(block.mixer, LRULayer)
+        self.mixer, self.feed_forward = block.mixer, block.feed_forward
+        inner = self.mixer.in_proj
+        gamma = _full_precision(self.mixer.ring[2]).exp().repeat(2).to(inner.weight.dtype)
+        self.weight, self.bias = inner.weight * gamma[:, None], inner.bias * gamma
+        self.re, self.im = self.mixer.eigenvalues().to(inner.weight.dtype)
+
+    def __call__(self, x: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x ``[n, d]``, h ``[n, 4d]`` -> the same after the event."""
+        h = functional.linear(x, self.weight, self.bias)
+        (re, im), (old_re, old_im) = h.chunk(2, dim=1), before.chunk(2, dim=1)
+        re.addcmul_(old_re, self.re).addcmul_(old_im, self.im, value=-1)
+        im.addcmul_(old_im, self.re).addcmul_(old_re, self.im)
+        out, wide, narrow = self.mixer.out_proj, self.feed_forward.wide, self.feed_forward.narrow
+        y = functional.linear(h, out.weight, out.bias)
+        x = _normed(y.add_(x), self.mixer.norm)
+        z = functional.gelu(functional.linear(x, wide.weight, wide.bias))
+        z = functional.linear(z, narrow.weight, narrow.bias)
+        return _normed(z.add_(x), self.feed_forward.norm), h
+
+
+class _PreparedStep:
+    """The step of a model whose weights stay as they are."""
+
+    def __init__(self, model: LRURec) -> None:
+        self._model = model
+        blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
+        self._blocks = [_PreparedBlock(block) for block in blocks]
+
+    @torch.no_grad()
+    def __call__(self, items: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        x = functional.embedding(items, self._model.item_embedding.weight)
+        x = _normed(x, self._model.embedding_norm)
+        new: State = {}
+        for number, block in enumerate(self._blocks):
+            key = f"{number}.h"
+            x, new[key] = block(x, state[key])
+        return x, new
+
+
+def _normed(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
+    return functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 from cluster import commands
-from pipeline import model_commands, run_commands
+from pipeline import model_commands, recommend_commands, run_commands, serve_commands
 from pipeline.cli import app
 from pipeline.errors import LonghaulError
 from pipeline.secrets import read_secrets
 
 model_commands.add_to(app)
+recommend_commands.add_to(app)
 run_commands.add_to(app)
+serve_commands.add_to(app)
 commands.add_to(app)
 
 

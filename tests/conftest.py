@@ -26,7 +26,7 @@ REAL_DATA = Path(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """The path of a real data file; the test is skipped where it is absent."""
 

@@ -42,11 +42,17 @@ def test_commands_on_a_bucket(bucket: str, log: str, tmp_path: Path) -> None:
     storage.write_bytes(file, yaml.safe_dump(wanted.model_dump(mode="json")).encode())
     assert "done at step 12" in said("train", file)
     assert steps_in(f"{bucket}/runs/run")[-1] == 12
-    results = json.loads(said("evaluate", f"{bucket}/runs/run", "--baselines", "--json"))
-    assert [r["scorer"] for r in results] == ["lrurec", "popularity", "recent popularity"]
+    asked = "evaluate", f"{bucket}/runs/run", "--baselines", "--per-user", "--json"
+    results = json.loads(said(*asked))
+    scorers = ["lrurec", "popularity", "recent popularity", "co-occurrence"]
+    assert [r["scorer"] for r in results] == scorers
     scored = sum(int((dataset.read(m).lengths() >= 3).sum()) for m in range(len(dataset)))
     assert {r["result"]["users"] for r in results} == {scored}
-    assert len(storage.files_below(f"{bucket}/runs/run/eval")) == 3
+    kept = storage.files_below(f"{bucket}/runs/run/eval")
+    assert sorted(name.split("/")[-1] for name in kept if "/" in name) == sorted(
+        4 * ["part-000000.parquet", "users.json"]
+    )
+    assert len(kept) == 4 + 8
     rows = json.loads(
         said(
             *("recommend", f"{bucket}/runs/run", "--output", f"{bucket}/few.parquet"),

@@ -34,6 +34,7 @@ def test_every_recipe_of_the_project_is_valid(file: Path) -> None:
         ("model.blocs=5", "unknown key 'model.blocs'; did you mean 'blocks'?"),
         ("trian=5", "unknown key 'trian'; did you mean 'train'?"),
         ("data.window.size=5", "unknown key 'data.window.size'; there are: rule, length, bos"),
+        ("train.loss.unifrom=5", "unknown key 'train.loss.unifrom'; did you mean 'uniform'?"),
         ("train.optimizer.l_r=1", "unknown key 'train.optimizer.l_r'; did you mean 'lr'?"),
         ("model.name=lru", "model: no model is called 'lru'; did you mean 'lrurec'?"),
         ("train.steps=soon", "train.steps: Input should be a valid integer"),
@@ -133,7 +134,7 @@ def test_help_names_every_command_with_an_example() -> None:
     said = runner.invoke(app, ["--help"])
     for command in ("prepare", "train", "evaluate", "recommend", "config", "synth", "report"):
         assert command in said.stdout
-    for command in ("prepare", "train", "evaluate", "recommend", "synth"):
+    for command in ("prepare", "train", "evaluate", "compare", "recommend", "synth"):
         assert f"longhaul {command}" in runner.invoke(app, [command, "--help"]).stdout
 
 

@@ -26,7 +26,7 @@ def imports(path: Path) -> Iterator[str]:
         (
             "pipeline",
             {"cluster", "ray"},
-            {"cli.py", "model_commands.py", "process.py", "ray_engine.py"},
+            {"cli.py", "process.py", "recommend_commands.py", "ray_engine.py"},
         ),
     ],
 )

@@ -14,9 +14,11 @@ from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
 from pipeline.evaluate import Protocol
 from pipeline.evaluate.of_run import evaluate_run
+from pipeline.export.write import export_run
 from pipeline.manifest import Dataset
 from pipeline.report.page import report_of
 from pipeline.tracking import wandb_run
+from pipeline.tracking.bundles import track_bundle
 from pipeline.tracking.evaluations import track_evaluations, track_report
 from pipeline.tracking.metrics_file import MetricsFile
 from pipeline.train import node_load
@@ -125,6 +127,29 @@ def test_evaluations_join_the_run(small_set: Dataset, tmp_path: Path) -> None:
     assert kept == set(report.pictures.values())
     (page,) = media.glob("html/*.html")
     assert "How it ranks" in page.read_text()
+
+
+def test_a_bundle_is_an_artifact_of_its_run(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = tracked(small_set, tmp_path)
+    train_here(wanted)
+    bundle = export_run(wanted.run_url, str(tmp_path / "bundle"))
+    track_bundle(wanted.run_url, bundle)
+    trained, exported = offline_logs(tmp_path / "tracked")
+    assert of_kind(trained, "run")[0].run_id == of_kind(exported, "run")[0].run_id
+    (artifact,) = of_kind(exported, "artifact")
+    assert (artifact.type, artifact.use_after_commit) == ("bundle", False)
+    named = {content.ref for content in artifact.manifest.contents}
+    assert named == {f"file://{path}" for path in (tmp_path / "bundle").iterdir()}
+    facts = json.loads(artifact.metadata)
+    assert (facts["step"], facts["model_hash"]) == (12, bundle.config.model_hash)
+    assert facts["data"] == small_set.fingerprint
+
+
+def test_an_untracked_run_is_exported_without_wandb(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(small_set, tmp_path, "alone")
+    train_here(wanted)
+    track_bundle(wanted.run_url, export_run(wanted.run_url, str(tmp_path / "bundle")))
+    assert not (tmp_path / "alone" / "wandb").exists()
 
 
 def test_runs_in_buckets_keep_the_offline_log_there(small_set: Dataset, bucket: str) -> None:

@@ -45,7 +45,12 @@ BUILD_TIMEOUT_S = 300
 
 
 def serves(*tensors: torch.Tensor | None) -> bool:
-    """Whether the compiled kernels can take these tensors: CPU, fp32 or bf16."""
+    """Whether the compiled kernels can take these tensors: CPU, fp32 or bf16.
+
+    An exported graph holds torch's own operations: it has to run without this library.
+    """
+    if torch.compiler.is_exporting():
+        return False
     given = [tensor for tensor in tensors if tensor is not None]
     return (
         all(tensor.device.type == "cpu" and tensor.dtype in DTYPE_CODES for tensor in given)

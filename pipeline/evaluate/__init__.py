@@ -5,10 +5,11 @@ from pipeline.evaluate.catalogue import Catalogue
 from pipeline.evaluate.cooccurrence import CoOccurrenceScorer, co_occurrence
 from pipeline.evaluate.evaluate import Model, ModelScorer, Scorer, evaluate
 from pipeline.evaluate.intervals import Sums
+from pipeline.evaluate.lists import top_k
 from pipeline.evaluate.metrics import half_places, user_metrics
 from pipeline.evaluate.per_user import PerUserWriter
 from pipeline.evaluate.protocol import Group, Protocol, Result
-from pipeline.evaluate.ranking import Ranks, rank_targets, top_k
+from pipeline.evaluate.ranking import Ranks, rank_targets
 from pipeline.evaluate.scores import DenseScores, Scores, TableScores
 from pipeline.evaluate.sharded import ShardedScorer
 

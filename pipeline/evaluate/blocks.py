@@ -13,7 +13,7 @@ import torch
 
 from models.batch import PackedBatch
 from pipeline.evaluate.protocol import Protocol
-from pipeline.evaluate.ranking import Packed
+from pipeline.evaluate.tiles import Packed
 from pipeline.manifest import Dataset
 from pipeline.member import TEST_START, TRAIN_END, VALIDATION_END, VALIDATION_START
 

@@ -11,12 +11,13 @@ from pipeline.errors import LonghaulError
 from pipeline.evaluate.baselines import popularity
 from pipeline.evaluate.catalogue import Catalogue
 from pipeline.evaluate.compare import Side, refuse_different
+from pipeline.evaluate.evaluate import Scorer
 from pipeline.evaluate.of_run import BASELINES, evaluate_scorer, name_of, results_in
 from pipeline.evaluate.per_user import PerUser, read_commit
 from pipeline.evaluate.protocol import Protocol
 from pipeline.manifest import Dataset, open_dataset
 from pipeline.train.run import load_config
-from pipeline.train.trained import best_step, load_trained
+from pipeline.train.trained import best_checkpoint, load_checkpoint
 
 Told = Callable[[str, int, int], None]
 
@@ -33,7 +34,7 @@ def sides_of(
 
     runs: folders. changes: to the protocols of their recipes. baseline: one of the runs, by its
     folder or name, or the name of one of ``of_run.BASELINES``; None is the first run. data: another
-    data set than the one each run was trained on. warn, progress: as in ``load_trained`` and
+    data set than the one each run was trained on. warn, progress: as in ``best_checkpoint`` and
     ``evaluate_run``.
 
     Raises LonghaulError, before anything is evaluated, where the runs differ in data or protocol.
@@ -101,19 +102,19 @@ def _evaluated(
 ) -> tuple[str, PerUser]:
     """The folder of the run's results for each user and what is in it; made where it is missing."""
     scorer = baseline or asked.recipe.model.name
-    step = None if baseline else best_step(asked.url, warn)
+    best = None if baseline else best_checkpoint(asked.url, warn)
+    step = None if best is None else best.state.step
     folder = asked.folder(scorer, step)
     found = read_commit(folder)
     if found is not None:
         return folder, found
     placement = asked.recipe.placement
     with world.alone(placement.device, placement.threads) as here:
-        if baseline:
-            made = BASELINES[baseline](asked.dataset, here)
+        made: Scorer
+        if best is None:
+            made = BASELINES[scorer](asked.dataset, here)
         else:
-            trained = load_trained(asked.url, here.device, warn)
-            made, step = trained.scorer(), trained.step
-        folder = asked.folder(scorer, step)
+            made = load_checkpoint(best, here.device).scorer()
         evaluate_scorer(
             scorer,
             step,

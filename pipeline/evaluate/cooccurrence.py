@@ -10,6 +10,7 @@ import torch
 from models.batch import PackedBatch
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.baselines import popularity, until_train_end
+from pipeline.evaluate.blocks import take
 from pipeline.evaluate.scores import SparseScores
 from pipeline.manifest import Dataset
 from pipeline.world import World, current_world
@@ -31,14 +32,19 @@ class CoOccurrenceScorer:
     An item's score is the sum of the weights from the last ``window`` items of the history, that
     from the a-th last divided by a, and its share of the training events times 1e-9.
 
-    neighbours: int64 ``[V + 1, n]``, 0 where there are fewer. weights: float64 ``[V + 1, n]``.
-    counts: training events, int64 ``[V + 1]``.
+    neighbours: int32 ``[N]``, those of item i at ``offsets[i]`` up to ``offsets[i + 1]`` (int64
+    ``[V + 2]``). weights: float64 ``[N]``. counts: training events, int64 ``[V + 1]``.
     """
 
     def __init__(
-        self, neighbours: np.ndarray, weights: np.ndarray, counts: np.ndarray, window: int
+        self,
+        offsets: np.ndarray,
+        neighbours: np.ndarray,
+        weights: np.ndarray,
+        counts: np.ndarray,
+        window: int,
     ) -> None:
-        self.neighbours, self.weights = neighbours, weights
+        self.offsets, self.neighbours, self.weights = offsets, neighbours, weights
         self._window = window
         self._base = torch.from_numpy(counts * (_POPULARITY / max(1, int(counts.sum()))))
 
@@ -51,18 +57,17 @@ class CoOccurrenceScorer:
         for place in range(1, self._window + 1):
             row = np.flatnonzero(offsets[1:] - place >= offsets[:-1])
             last = items[offsets[1:][row] - place]
-            pairs.append((row[:, None] * columns + self.neighbours[last]).ravel())
-            values.append((self.weights[last] / place).ravel())
-        every, summed = np.concatenate(pairs), np.concatenate(values)
-        kept = (every % columns > 0) & (summed > 0)
-        unique, inverse = np.unique(every[kept], return_inverse=True)
-        row, column = np.divmod(unique, columns)
+            begin = self.offsets[last]
+            number = self.offsets[last + 1] - begin
+            found, _ = take(self.neighbours, begin, number)
+            pairs.append(np.repeat(row * columns, number) + found)
+            values.append(take(self.weights, begin, number)[0] / place)
+        unique, inverse = np.unique(np.concatenate(pairs), return_inverse=True)
         return SparseScores(
             rows,
             self._base,
-            torch.from_numpy(row),
-            torch.from_numpy(column),
-            torch.from_numpy(np.bincount(inverse, summed[kept], len(unique))),
+            torch.from_numpy(unique),
+            torch.from_numpy(np.bincount(inverse, np.concatenate(values), len(unique))),
         )
 
 
@@ -81,21 +86,20 @@ def co_occurrence(
     """
     world = world or current_world()
     counts = popularity(dataset, world).counts
-    found: list[tuple[range, np.ndarray, np.ndarray]] = []
+    found: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
     failure: LonghaulError | None = None
     try:
         for items in _ranges(counts, window)[world.rank :: world.world_size]:
             most = window * int(counts[items.start : items.stop].sum())
             pairs = _sorted_pairs(dataset, items, window, most)
-            found.append((items, *_rules(pairs, items, len(counts), neighbours)))
+            found.append((items.start, *_rules(pairs, items, len(counts), neighbours)))
     except LonghaulError as error:
         failure = error
     world.agree(failure)
-    table = np.zeros((len(counts), neighbours), np.int64)
-    weights = np.zeros((len(counts), neighbours))
-    for items, ids, values in (part for parts in world.gather(found) for part in parts):
-        table[items.start : items.stop], weights[items.start : items.stop] = ids, values
-    return CoOccurrenceScorer(table, weights, counts, window)
+    parts = sorted((part for parts in world.gather(found) for part in parts), key=lambda p: p[0])
+    lengths, ids, weights = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
+    offsets = np.concatenate([[0, 0], np.cumsum(lengths)])  # item 0 has none
+    return CoOccurrenceScorer(offsets, ids, weights, counts, window)
 
 
 def _ranges(counts: np.ndarray, window: int) -> list[range]:
@@ -131,10 +135,8 @@ def _sorted_pairs(dataset: Dataset, items: range, window: int, most: int) -> np.
 
 def _rules(
     pairs: np.ndarray, items: range, columns: int, neighbours: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The strongest rules of each item of a range, ids and weights, ``[len(items), n]`` each."""
-    ids = np.zeros((len(items), neighbours), np.int64)
-    weights = np.zeros((len(items), neighbours))
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The strongest rules of each item of a range: how many, and all ids and weights in order."""
     starts = np.flatnonzero(np.diff(pairs, prepend=-1))
     count = np.diff(np.append(starts, len(pairs)))
     item, other = np.divmod(pairs[starts], columns)
@@ -144,6 +146,6 @@ def _rules(
     item, other, count = item[order], other[order], count[order]
     place = np.arange(len(item)) - np.searchsorted(item, item)
     kept = place < neighbours
-    ids[item[kept], place[kept]] = other[kept]
-    weights[item[kept], place[kept]] = count[kept] / every[item[kept]]
-    return ids, weights
+    item, other, count = item[kept], other[kept], count[kept]
+    lengths = np.bincount(item, minlength=len(items))
+    return lengths, other.astype(np.int32), count / every[item]

@@ -11,8 +11,9 @@ import torch
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.blocks import Queries
 from pipeline.evaluate.protocol import Protocol
-from pipeline.evaluate.ranking import Packed, Ranks, full_fp32, rank_targets
+from pipeline.evaluate.ranking import Ranks, rank_targets
 from pipeline.evaluate.scores import DenseScores, Scores
+from pipeline.evaluate.tiles import Packed, full_fp32
 from pipeline.prepare.keys import finalise, hash_keys
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

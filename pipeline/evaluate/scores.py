@@ -165,42 +165,43 @@ class DenseScores(LocalScores):
 class SparseScores(LocalScores):
     """One score an item for all queries, and a few entries of each query that are added to it.
 
-    base: floating point ``[V + 1]``. row, column: int64 ``[e]``, no pair twice; values ``[e]``, in
-    the dtype of ``base``. For scorers that know something of few items only.
+    base: floating point ``[V + 1]``. pairs: int64 ``[e]``, ascending, ``query * (V + 1) + item``;
+    values ``[e]``, in the dtype of ``base``. For scorers that know something of few items only.
     """
 
     def __init__(
-        self,
-        rows: int,
-        base: torch.Tensor,
-        row: torch.Tensor,
-        column: torch.Tensor,
-        values: torch.Tensor,
+        self, rows: int, base: torch.Tensor, pairs: torch.Tensor, values: torch.Tensor
     ) -> None:
         super().__init__(rows, len(base), base.device)
         self.dtype = base.dtype
         self._base = base
+        # One before all others, so that every search finds something.
+        self._pairs = torch.cat([pairs.new_full((1,), -1), pairs])
+        self._added = torch.cat([values.new_zeros(1), values])
         queries, items = self.shape
-        self._across = -(-self.columns // items)
-        tile = (row // queries) * self._across + column // items
+        row, column = pairs // self.columns, pairs % self.columns
+        tile = (row // queries) * len(self.tiles) + column // items
         order = torch.sort(tile, stable=True).indices
-        tiles = torch.arange(-(-rows // queries) * self._across + 1, device=self.device)
-        self._bounds = torch.searchsorted(tile[order], tiles).tolist()
-        self._row, self._column, self._values = row[order], column[order], values[order]
+        bounds = torch.arange(-(-rows // queries) * len(self.tiles) + 1, device=self.device)
+        self._bounds = torch.searchsorted(tile[order], bounds).tolist()
+        self._row, self._column = row[order] % queries, column[order] % items
+        self._values = values[order]
         self._tile = base.new_zeros(self.shape)
 
     def tile(self, q: int, i: int) -> torch.Tensor:
         """See ``Scores``."""
-        queries, items = self.shape
+        items = self.shape[1]
         base = self._base[i * items : (i + 1) * items]
         self._tile[:, : len(base)] = base
         self._tile[:, len(base) :] = 0
-        part = slice(*self._bounds[q * self._across + i : q * self._across + i + 2])
-        self._tile[self._row[part] - q * queries, self._column[part] - i * items] += self._values[
-            part
-        ]
+        number = q * len(self.tiles) + i
+        part = slice(*self._bounds[number : number + 2])
+        self._tile[self._row[part], self._column[part]] += self._values[part]
         return self._tile
 
     def guess(self, q: int, at: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """See ``Scores``: without the entries, so seldom exact."""
-        return self._base[targets]
+        """See ``Scores``: exact."""
+        wanted = (q * self.shape[0] + at) * self.columns + targets
+        place = torch.searchsorted(self._pairs, wanted, right=True) - 1
+        added = torch.where(self._pairs[place] == wanted, self._added[place], 0)
+        return self._base[targets] + added

@@ -152,13 +152,14 @@ def picture_of_comparison(found: Comparison) -> bytes:
 
 
 def metrics_shown(evaluations: list[Evaluation]) -> list[str]:
-    """The metrics that have a column."""
-    there = evaluations[0].result.metrics
+    """The metrics that have a column: not all need be in every evaluation."""
+    there = {name for evaluation in evaluations for name in evaluation.result.metrics}
     shown = [name for name in (*_SHOWN, *_LISTS) if name in there]
     return shown or sorted(there)[:6]
 
 
 def cells(evaluation: Evaluation, names: list[str]) -> list[str]:
     """A row of a table: the scorer, the metrics, the users."""
-    values = [f"{evaluation.result.metrics[name]:.4f}" for name in names]
+    there = evaluation.result.metrics
+    values = [f"{there[name]:.4f}" if name in there else "" for name in names]
     return [evaluation.label, *values, f"{evaluation.result.users:,}"]

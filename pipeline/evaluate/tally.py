@@ -12,10 +12,11 @@ from pipeline.evaluate.groups import (
     groups_of_users,
 )
 from pipeline.evaluate.intervals import Sums
+from pipeline.evaluate.lists import top_k
 from pipeline.evaluate.metrics import half_places, user_metrics
 from pipeline.evaluate.per_user import PerUserWriter
 from pipeline.evaluate.protocol import Group, Protocol
-from pipeline.evaluate.ranking import Ranks, rank_targets, top_k
+from pipeline.evaluate.ranking import Ranks, rank_targets
 from pipeline.evaluate.sampled import rank_among_sampled
 from pipeline.evaluate.scores import Scores
 from pipeline.world import World

@@ -9,7 +9,7 @@ import torch
 
 from models.batch import PackedBatch
 from pipeline.evaluate.blocks import take
-from pipeline.evaluate.ranking import Packed
+from pipeline.evaluate.tiles import Packed
 from pipeline.manifest import Dataset
 from pipeline.member import Member
 

@@ -22,8 +22,6 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em;
   color: #1f2328 }
 table { border-collapse: collapse; margin: .5em 0 1em }
-caption { caption-side: bottom; text-align: left; color: #57606a; font-size: 90%;
-  padding-top: .3em }
 th, td { text-align: left; padding: .2em 1em .2em 0; border-bottom: 1px solid #d8dee4;
   vertical-align: top }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
@@ -100,8 +98,11 @@ def report_of(
         sections.append("<h2>How it ranks</h2>")
         sections += [_ranking(table) for table in tables]
     if by_group is not None:
-        sections += ["<h2>For whom it ranks well</h2>", _picture("Groups", by_group)]
-        sections += _groups(first, pictures.metric_of(recipe, first))
+        metric = pictures.metric_of(recipe, first)
+        part = first[0].result.protocol.split
+        note = f"<p class=note>{metric}, {part}; ±: half of the 95 % interval.</p>"
+        sections += ["<h2>For whom it ranks well</h2>", note]
+        sections += [_picture("Groups", by_group), *_groups(first, metric)]
     if shown:
         sections += [_examples(shown)]
     sections.append(f"<h2>Recipe</h2><pre>{html.escape(recipe.to_yaml())}</pre>")
@@ -213,9 +214,7 @@ def _ranking(table: list[Evaluation]) -> str:
     result = table[0].result
     protocol = result.protocol
     targets = {"next": "the next event", "all_in_window": "all items of the part"}[protocol.targets]
-    skipped = ", ".join(
-        f"{count:,} {why.replace('_', ' ')}" for why, count in result.skipped.items()
-    )
+    skipped = ", ".join(f"{count:,} {why}" for why, count in result.skipped.items() if count)
     note = (
         f"{protocol.split}, {protocol.ranking} of {result.catalogue_size:,} items; "
         f"target: {targets}; input: newest {protocol.max_history} events; "
@@ -243,7 +242,7 @@ def _groups(table: list[Evaluation], metric: str) -> list[str]:
         ]
         if rows:
             head = (title, *(one.label for one in table), "how many")
-            sections.append(_table(head, rows, f"{metric}; ±: half of the 95 % interval."))
+            sections.append(_table(head, rows))
     return sections
 
 
@@ -290,7 +289,7 @@ def _picture(words: str, picture: bytes) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]], note: str = "") -> str:
-    """Cells are escaped; those that begin with a digit stand to the right."""
+    """Cells are escaped. Columns of numbers, but for the first, stand to the right."""
 
     def cell(tag: str, text: str, number: bool) -> str:
         return f"<{tag}{' class=number' if number else ''}>{html.escape(text)}</{tag}>"
@@ -298,7 +297,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]], note: str = "") -
     filled = [tuple(row) for row in rows]
     titles = tuple(head)
     numbers = [
-        bool(titles) and all(not row[at] or row[at][0].isdigit() for row in filled)
+        bool(titles and at) and all(not row[at] or row[at][0].isdigit() for row in filled)
         for at in range(len(filled[0]) if filled else 0)
     ]
     top = "".join(cell("th", *one) for one in zip(titles, numbers, strict=False))
@@ -306,7 +305,6 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]], note: str = "") -
         "<tr>" + "".join(cell("td", *one) for one in zip(row, numbers, strict=True)) + "</tr>"
         for row in filled
     )
-    caption = f"<caption>{html.escape(note)}</caption>" if note else ""
-    return (
-        f"<div class=scroll><table>{caption}{f'<tr>{top}</tr>' if top else ''}{body}</table></div>"
-    )
+    titled = f"<tr>{top}</tr>" if top else ""
+    below = f"<p class=note>{html.escape(note)}</p>" if note else ""
+    return f"<div class=scroll><table>{titled}{body}</table></div>{below}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config import Recipe
 from pipeline.evaluate.of_run import Evaluation
+from pipeline.evaluate.protocol import Group
 from pipeline.evaluate.show import GROUPS
 from pipeline.report.records import PARTS, Records
 
@@ -22,7 +23,7 @@ def overview(recipe: Recipe, records: Records, evaluations: list[Evaluation]) ->
     metric = metric_of(recipe, evaluations)
     ranked = sorted(evaluations, key=lambda one: one.result.metrics[metric])
     panels = 1 + bool(records.validated) + bool(ranked)
-    figure, axes = _figure(panels, 13 if panels == 3 else 4.8 * panels, 3.8)
+    figure, axes = _figure(panels, 13 if panels > 1 else 6.5, 3.8)
     steps = [line["step"] for line in records.trained]
     axes[0].plot(steps, [line["loss"] for line in records.trained], color=_MODEL)
     axes[0].set(title="Training loss per target", xlabel="step", ylabel="nats")
@@ -89,35 +90,39 @@ def speed(records: Records) -> bytes:
 
 
 def groups(evaluations: list[Evaluation], metric: str) -> bytes | None:
-    """For whom each scorer ranks well, with 95 % intervals; None where no result has groups."""
-    kinds = [kind for kind in GROUPS if any(_has(one, kind, metric) for one in evaluations)]
+    """For whom each scorer ranks well, with 95 % intervals.
+
+    None where no result has groups that could be compared.
+    """
+    kinds = {}
+    for kind, (_, order) in GROUPS.items():
+        there = {name for one in evaluations for name in _groups_of(one, kind, metric)}
+        if len(there) > 1:
+            kinds[kind] = [name for name in order if name in there]
     if not kinds:
         return None
-    figure, axes = _figure(len(kinds), 4.6 * len(kinds), 3.9)
-    for axis, kind in zip(axes, kinds, strict=True):
-        title, order = GROUPS[kind]
-        there = [name for name in order if any(name in _of(one, kind) for one in evaluations)]
+    figure, axes = _figure(len(kinds), 13 if len(kinds) > 1 else 6.5, 3.9)
+    for axis, (kind, names) in zip(axes, kinds.items(), strict=True):
         for number, one in enumerate(evaluations):
             shift = 0.6 * ((number + 0.5) / len(evaluations) - 0.5)
-            found = [
-                (at, _of(one, kind)[name])
-                for at, name in enumerate(there)
-                if name in _of(one, kind)
-            ]
+            found = _groups_of(one, kind, metric)
             axis.errorbar(
-                [at + shift for at, _ in found],
-                [group.metrics[metric] for _, group in found],
-                yerr=[group.half_widths.get(metric, 0.0) for _, group in found],
+                [names.index(name) + shift for name in found],
+                [group.metrics[metric] for group in found.values()],
+                yerr=[group.half_widths.get(metric, 0.0) for group in found.values()],
                 fmt="o",
                 markersize=4,
                 capsize=2,
                 color=_colour(one),
                 label=_short_name(one.label),
             )
-        axis.set_xticks(range(len(there)), there, rotation=35, ha="right", fontsize="small")
-        axis.set(title=f"{metric} by {title}")
+        axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize="small")
+        axis.set_xlim(-0.6, len(names) - 0.4)
         axis.set_ylim(bottom=0)
-    axes[0].legend(fontsize="small")
+        axis.set(title=f"{metric} by {GROUPS[kind][0]}")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small"
+    )
     return _png(figure)
 
 
@@ -155,12 +160,9 @@ def _draw_ranking(axis: Any, ranked: list[Evaluation], metric: str) -> None:
     axis.set(title=f"{protocol.split.capitalize()} {metric}", xlabel=protocol.ranking)
 
 
-def _of(one: Evaluation, kind: str) -> dict[str, Any]:
-    return dict(one.result.groups.get(kind, {}))
-
-
-def _has(one: Evaluation, kind: str, metric: str) -> bool:
-    return any(metric in group.metrics for group in _of(one, kind).values())
+def _groups_of(one: Evaluation, kind: str, metric: str) -> dict[str, Group]:
+    found = one.result.groups.get(kind, {})
+    return {name: group for name, group in found.items() if metric in group.metrics}
 
 
 def _colour(one: Evaluation) -> str:

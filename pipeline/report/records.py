@@ -11,7 +11,9 @@ from pipeline.train.standing import Attempt, attempts_of
 PARTS = {
     "wait": "waiting for data",
     "agree": "agreeing on the step",
-    "backward": "forward and backward",
+    "forward": "forward",
+    "backward": "backward",
+    "exchange": "exchange between ranks",
     "update": "update",
     "other": "the rest of the steps",
     "validating": "validation",
@@ -36,7 +38,8 @@ class Records:
             return {}
         found = {
             part: sum(line[f"seconds/{part}"] for line in told)
-            for part in ("wait", "agree", "backward", "update", "saving")
+            for part in PARTS
+            if part not in ("other", "validating")
         }
         steps = sum(line["seconds/training"] for line in told)
         named = sum(seconds for part, seconds in found.items() if part != "saving")

@@ -77,6 +77,10 @@ class WandbRun:
         """A page (HTML) and its pictures (PNG)."""
         self._acts.put(lambda: self._add_report(page, pictures))
 
+    def add_bundle(self, url: str, facts: dict[str, Any]) -> None:
+        """What the run was exported to. It stays where it is."""
+        self._acts.put(lambda: _within(_LINEAGE_SECONDS, lambda: self._add_bundle(url, facts)))
+
     def close(self, state: State) -> None:
         """End the attempt with the state that the run is in; takes a minute or so at most."""
         self._acts.put(lambda: self._finish(state))
@@ -173,6 +177,13 @@ class WandbRun:
             artifact.add_reference(_uri(place.url(url)), checksum=False)
             # The last one logged is W&B's "latest".
             self._run.log_artifact(artifact, aliases=["best"] if is_best else [])
+
+    def _add_bundle(self, url: str, facts: dict[str, Any]) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"{self._id}-bundle", "bundle", metadata=facts)
+        artifact.add_reference(_uri(url), checksum=False)
+        self._run.log_artifact(artifact)
 
     def _add_evaluations(
         self, summary: dict[str, float], columns: list[str], rows: list[list[Any]]

@@ -18,6 +18,7 @@ from models import PackedBatch, SequentialModel
 from models.losses import Drawn, Loss
 from pipeline.config import TrainConfig
 from pipeline.evaluate import ModelScorer, Scorer
+from pipeline.train.clock import Clock
 from pipeline.train.optimizer import build_optimizer
 from pipeline.world import World
 
@@ -43,9 +44,10 @@ class Read(Protocol):
 
 
 class Engine(Protocol):
-    """One rank's part of the training of ``model``."""
+    """One rank's part of the training of ``model``; its clock times what it does."""
 
     model: SequentialModel
+    clock: Clock
 
     def backward(
         self, batch: PackedBatch, step_targets: int, drawn: Drawn | None = None
@@ -87,6 +89,7 @@ class TorchEngine:
         self, model: SequentialModel, loss: Loss, config: TrainConfig, world: World
     ) -> None:
         self.model = model.to(world.device)
+        self.clock = Clock()
         self._loss = loss.to(world.device).train()
         self._parameters = list(self.model.parameters())
         self._optimizer = build_optimizer(self.model, config.optimizer)
@@ -98,20 +101,25 @@ class TorchEngine:
     def backward(
         self, batch: PackedBatch, step_targets: int, drawn: Drawn | None = None
     ) -> torch.Tensor:
-        drawn = drawn or self._loss.draw(batch)
-        with torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._autocast):
-            loss: torch.Tensor = self._loss(batch.to(self._world.device), drawn)
-        (loss / step_targets).backward()
+        device = self._world.device
+        with self.clock.timed("forward"):
+            drawn = drawn or self._loss.draw(batch)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
+                loss: torch.Tensor = self._loss(batch.to(device), drawn)
+        with self.clock.timed("backward"):
+            (loss / step_targets).backward()
         return loss.detach()
 
     def update(self, lr: float, beside: float = 0.0) -> float:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self._world.world_size > 1:
-            sum_over_ranks(gradients)
-        norm = clip(self._parameters, self._clip_norm, beside)
-        set_rate(self._optimizer, lr)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+            with self.clock.timed("exchange"):
+                sum_over_ranks(gradients)
+        with self.clock.timed("update"):
+            norm = clip(self._parameters, self._clip_norm, beside)
+            set_rate(self._optimizer, lr)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
         return norm
 
     def shapes(self) -> dict[str, torch.Size]:

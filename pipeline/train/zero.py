@@ -12,6 +12,7 @@ from models import PackedBatch, SequentialModel
 from models.losses import Drawn, Loss
 from pipeline.config import TrainConfig
 from pipeline.evaluate import ModelScorer, Scorer
+from pipeline.train.clock import Clock
 from pipeline.train.engine import (
     KINDS,
     Piece,
@@ -39,6 +40,7 @@ class DeepSpeedEngine:
     ) -> None:
         deepspeed = _import_deepspeed(world.device)
         self.model = model.to(world.device)
+        self.clock = Clock()
         self._loss = loss
         self._world = world
         self._shapes = {name: p.shape for name, p in model.named_parameters()}
@@ -60,23 +62,26 @@ class DeepSpeedEngine:
     def backward(
         self, batch: PackedBatch, step_targets: int, drawn: Drawn | None = None
     ) -> torch.Tensor:
-        drawn = drawn or self._loss.draw(batch)
-        loss: torch.Tensor = self._engine(batch.to(self._world.device), drawn)
-        self._engine.backward(loss * (self._average / step_targets))
-        if not self._engine.is_gradient_accumulation_boundary():
-            self._engine.step()
+        with self.clock.timed("forward"):
+            drawn = drawn or self._loss.draw(batch)
+            loss: torch.Tensor = self._engine(batch.to(self._world.device), drawn)
+        with self.clock.timed("backward"):
+            self._engine.backward(loss * (self._average / step_targets))
+            if not self._engine.is_gradient_accumulation_boundary():
+                self._engine.step()
         return loss.detach()
 
     def update(self, lr: float, beside: float = 0.0) -> float:
-        set_rate(self._optimizer, lr)
-        self._beside = beside
-        if self._stage == 0:
-            # There DeepSpeed clips without telling the norm; the gradients are reduced by now.
-            norm = clip(list(self.model.parameters()), self._clip_norm, beside)
+        with self.clock.timed("update"):
+            set_rate(self._optimizer, lr)
+            self._beside = beside
+            if self._stage == 0:
+                # There DeepSpeed clips without telling the norm; gradients are reduced by now.
+                norm = clip(list(self.model.parameters()), self._clip_norm, beside)
+                self._engine.step()
+                return norm
             self._engine.step()
-            return norm
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+            return float(self._engine.get_global_grad_norm())
 
     def shapes(self) -> dict[str, torch.Size]:
         return self._shapes

@@ -69,12 +69,13 @@ def test_large_catalogues_are_scored_by_tiles(monkeypatch: pytest.MonkeyPatch) -
     pairs = pairs[pairs % columns > 0]
     row, column = (torch.from_numpy(part) for part in np.divmod(pairs, columns))
     values = torch.from_numpy(rng.random(len(pairs)))
-    scores = SparseScores(rows, base, row, column, values)
+    scores = SparseScores(rows, base, torch.from_numpy(pairs), values)
     whole = base.repeat(rows, 1)
     whole[row, column] += values
     targets = torch.from_numpy(rng.integers(1, columns, rows))
     ranks = rank_targets(scores, targets)
     goal = whole[torch.arange(rows), targets]
+    assert torch.equal(scores.guess(1, torch.arange(9), targets[128:137]), goal[128:137])
     assert ranks.higher.tolist() == (whole[:, 1:] > goal[:, None]).sum(1).tolist()
     items, _ = top_k(scores, 7)
     assert torch.equal(items, 1 + whole[:, 1:].topk(7).indices)

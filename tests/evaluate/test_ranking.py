@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import LonghaulError
-from pipeline.evaluate import DenseScores, TableScores, rank_targets, ranking, scores, top_k
+from pipeline.evaluate import DenseScores, TableScores, lists, rank_targets, scores, top_k
 
 
 @pytest.fixture(params=["small tiles", "real tiles"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "small tiles":
         monkeypatch.setitem(scores.TILES, "cpu", (4, 8))
-        monkeypatch.setattr(ranking, "_GROUP", 2)
+        monkeypatch.setattr(lists, "_GROUP", 2)
 
 
 def pack(lists: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -59,7 +59,7 @@ def measure(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
         found["counts"].append(recent_popularity(dataset, days=3).counts)
     dataset = open_dataset(str(folder / "65"))
     rules = co_occurrence(dataset, window=3, neighbours=4)
-    found["counts"] += [rules.neighbours, rules.weights]
+    found["counts"] += [rules.offsets, rules.neighbours, rules.weights]
     catalogue = Catalogue(popularity(dataset).counts)
     for number, protocol in enumerate(PROTOCOLS):
         rows = folder / f"rows-{world_size}-{number}"

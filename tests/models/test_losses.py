@@ -248,12 +248,12 @@ def test_a_target_is_no_negative_of_itself(kind: str) -> None:
     if config.name == "sampled_softmax":
         want = (own.exp() + sum((s + w).exp() for s, w in kept)).log() - own
         alone = loss(one, Drawn(torch.full_like(items, target), drawn.log_weights))
-        assert float(alone) == pytest.approx(0, abs=1e-12)
+        assert alone.item() == pytest.approx(0, abs=1e-12)
     else:
         positive = loss.positive * torch.nn.functional.logsigmoid(own)
         want = -positive - sum((1 - s.sigmoid()).log() for s, _ in kept)
         want = want / (config.uniform + 1)
-    assert float(found) == pytest.approx(float(want), rel=1e-6)
+    assert found.item() == pytest.approx(want.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", DRAWING)
@@ -287,7 +287,7 @@ def test_without_targets_nothing_is_drawn_and_nothing_lost(kind: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     found = loss(nothing)
     found.backward()
-    assert float(found) == 0
+    assert found.item() == 0
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert not parameter.grad.any(), name

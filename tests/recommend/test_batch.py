@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,17 @@ class TestGoingOn:
         once_more = self.make(asked(small_set, tmp_path / "parted"))
         assert (once_more.users, once_more.skipped_parts) == (0, 5)
         assert self.contents(tmp_path / "parted") == self.contents(tmp_path / "whole")
+
+    def test_in_a_bucket_as_in_a_folder(
+        self, small_set: Dataset, tmp_path: Path, bucket: str
+    ) -> None:
+        self.make(asked(small_set, tmp_path / "lists"))
+        request = replace(asked(small_set, tmp_path), output=f"{bucket}/lists")
+        assert self.make(request, stop_after=150).users == 128
+        assert self.make(request).skipped_parts == 2
+        names = storage.files_below(request.output)
+        found = {name: storage.read_bytes(f"{request.output}/{name}") for name in names}
+        assert found == self.contents(tmp_path / "lists")
 
     def test_parts_that_are_lost_or_damaged_are_made_again(
         self, small_set: Dataset, tmp_path: Path

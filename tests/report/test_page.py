@@ -92,7 +92,7 @@ def test_wall_time_by_part_is_what_the_lines_tell(run: Recipe) -> None:
     told = [line for attempt in lines for line in attempt if "loss" in line]
     found = records_of(run).seconds()
     steps = sum(line["seconds/training"] for line in told)
-    parts = ("wait", "agree", "backward", "update", "other")
+    parts = ("wait", "agree", "forward", "backward", "exchange", "update", "other")
     assert sum(found[part] for part in parts) == pytest.approx(steps)
     assert all(seconds >= 0 for seconds in found.values())
     head = [row for row in Page(report_of(run).page).rows if row[0] == "wall time"]

@@ -6,14 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
+import models
+from models.losses import LossConfig
+from models.losses.sampled_softmax import SampledSoftmax
 from pipeline import world
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset
+from pipeline.member import TRAIN_END
 from pipeline.train import loop
 from pipeline.train.engine import Engine
+from pipeline.train.loss import loss_of
 from pipeline.train.optimizer import build_optimizer, learning_rate
 from pipeline.train.run import read_state, request_stop
 from pipeline.world import World
@@ -53,6 +60,48 @@ def test_placement_and_logging_may_change(small_set: Dataset, tmp_path: Path) ->
         placement={"workers": 2, "max_failures": 0},
     )
     assert train_here(other).state == "done"
+
+
+def test_a_run_of_before_there_were_losses_goes_on(small_set: Dataset, tmp_path: Path) -> None:
+    wanted = recipe(small_set, tmp_path)
+    train_here(wanted, stop_before=4)
+    config = Path(wanted.run_url) / "config.yaml"
+    document = yaml.safe_load(config.read_text())
+    del document["train"]["loss"]
+    config.write_text(yaml.safe_dump(document))
+    assert train_here(wanted).state == "done"
+
+
+def test_another_loss_is_another_run(small_set: Dataset, tmp_path: Path) -> None:
+    train_here(recipe(small_set, tmp_path), stop_before=4)
+    other = recipe(small_set, tmp_path, train__loss={"name": "sampled_softmax", "uniform": 8})
+    with pytest.raises(LonghaulError, match=r"train\.loss\.name: 'full_softmax' before"):
+        train_here(other)
+
+
+def test_a_loss_that_does_not_fit_the_catalogue_is_refused(
+    small_set: Dataset, tmp_path: Path
+) -> None:
+    unfit = recipe(small_set, tmp_path, train__loss={"name": "gbce", "uniform": 5000, "t": 0.5})
+    with pytest.raises(LonghaulError, match=r"^train\.loss: gbce with 5000 negatives needs more"):
+        train_here(unfit)
+
+
+def test_negatives_by_popularity_follow_the_training_parts(small_set: Dataset) -> None:
+    items = small_set.manifest.catalogue_size
+    counts = np.ones(items + 1)  # every item counts once more than it occurs
+    for place in range(len(small_set)):
+        member = small_set.read(place)
+        for user in range(len(member.splits)):
+            begin = int(member.offsets[user])
+            trained = member.items[begin : begin + int(member.splits[user, TRAIN_END])]
+            np.add.at(counts, trained, 1)
+    model = models.build(models.config_of("lrurec")(name="lrurec", d=4), items)
+    config = LossConfig(name="sampled_softmax", popularity=10)
+    loss = loss_of(model, config, small_set, World(0, 1, torch.device("cpu")))
+    assert isinstance(loss, SampledSoftmax)
+    found = loss.expected(torch.arange(items + 1), torch.tensor([1]))
+    np.testing.assert_allclose(found, 10 * counts / counts.sum(), rtol=1e-12)
 
 
 def test_other_data_are_refused(small_set: Dataset, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def pairs(k: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     The pair (a, b) comes after all other pairs of ranks up to a and up to b, and there are
     (a + 1) (b + 1) - 1 of these.
     """
-    rank = torch.arange(1, k + 1, device=device)
-    a, b = (rank[:, None] * rank <= k).nonzero(as_tuple=True)
-    return a, b
+    # Plain numbers, not a search in a tensor, so that an exported graph knows how many there are.
+    found = [(a, b) for a in range(k) for b in range(k // (a + 1))]
+    first, second = torch.tensor(found, device=device).unbind(1)
+    return first, second

@@ -22,7 +22,7 @@ class TableEngine:
     def __init__(
         self, trunk: Engine, loss: Loss, table: ShardedTable, config: TrainConfig, world: World
     ) -> None:
-        self.model = trunk.model
+        self.model, self.clock = trunk.model, trunk.clock
         self._trunk, self._loss, self._table, self._world = trunk, loss, table, world
         self._clip_norm = config.optimizer.clip_norm
         self._masks = config.objective.masks
@@ -35,18 +35,23 @@ class TableEngine:
     def backward(
         self, batch: PackedBatch, step_targets: int, drawn: Drawn | None = None
     ) -> torch.Tensor:
-        drawn = drawn or self._loss.draw(batch)
-        classes = self._loss.items(batch, drawn)
-        live = bool(batch.target_mask.any())
-        items = torch.cat([batch.items, classes]) if live else classes[:0]
-        self._table.fetch(items, training=True)
+        with self.clock.timed("exchange"):
+            drawn = drawn or self._loss.draw(batch)
+            classes = self._loss.items(batch, drawn)
+            live = bool(batch.target_mask.any())
+            items = torch.cat([batch.items, classes]) if live else classes[:0]
+            self._table.fetch(items, training=True)
         loss = self._trunk.backward(batch, step_targets, drawn)
-        self._table.collect()
+        with self.clock.timed("exchange"):
+            self._table.collect()
         return loss
 
     def update(self, lr: float, beside: float = 0.0) -> float:
-        norm = self._trunk.update(lr, beside + self._table.squared_norm())
-        self._table.update(lr, clip_factor(norm, self._clip_norm))
+        with self.clock.timed("update"):
+            beside += self._table.squared_norm()
+        norm = self._trunk.update(lr, beside)
+        with self.clock.timed("update"):
+            self._table.update(lr, clip_factor(norm, self._clip_norm))
         return norm
 
     def shapes(self) -> dict[str, torch.Size]:
@@ -57,7 +62,7 @@ class TableEngine:
 
     def restore(self, read: Read, updates: int) -> None:
         self._trunk.restore(read, updates)
-        self._table.restore(read, updates)
+        self._table.resume(read, updates)
 
     def scoring(self) -> Any:
         return self._trunk.scoring()

@@ -132,6 +132,50 @@ def test_the_softmax_loss_is_bit_equal_at_one_thread_count(classes):
                 assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("block", [100, 1000])
+def test_the_sampled_losses_are_bit_equal_at_one_thread_count(block):
+    targets, negatives = torch.arange(700) % 90, torch.randint(90, (7, 300))
+    weights = torch.randn(7, 300)
+    inputs = [torch.randn(700, 24), torch.randn(90, 24), torch.randn(90)]
+    losses = [
+        lambda *x: ops.sampled_softmax_loss(*x, targets, negatives, weights, block),
+        lambda *x: ops.sampled_binary_loss(*x, targets, negatives, 0.5, block),
+    ]
+    for loss in losses:
+        with compiled(True):
+            runs = [evaluate(loss, inputs) for _ in range(2)]
+            assert all(map(torch.equal, *runs))
+            for count in (1, 3):
+                with threads(count):
+                    other = evaluate(loss, inputs)
+                for found, expected in zip(other, runs[0], strict=True):
+                    assert torch.allclose(found, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.usefixtures("form")
+def test_blocks_are_separate_batches():
+    targets, negatives = torch.arange(40) % 9 - 1, torch.randint(9, (3, 5))
+    weights = torch.randn(3, 5)
+    hidden, rows = torch.randn(40, 8), torch.randn(9, 8)
+    together = ops.sampled_softmax_loss(hidden, rows, None, targets, negatives, weights, 16)
+    parts = [
+        ops.sampled_softmax_loss(h, rows, None, t, negatives[b, None], weights[b, None], 16)
+        for b, (h, t) in enumerate(zip(hidden.split(16), targets.split(16), strict=True))
+    ]
+    assert float(together) == pytest.approx(float(sum(parts)), rel=1e-5)
+
+
+@pytest.mark.usefixtures("form")
+def test_the_sampled_loss_can_be_had_without_gradients():
+    hidden, rows = torch.randn(20, 8, requires_grad=True), torch.randn(30, 8)
+    rest = torch.arange(20), torch.randint(30, (1, 6)), torch.randn(1, 6), 20
+    trained = ops.sampled_softmax_loss(hidden, rows, None, *rest)
+    with torch.no_grad():
+        plain = ops.sampled_softmax_loss(hidden, rows, None, *rest)
+    assert not plain.requires_grad
+    assert plain == trained
+
+
 @pytest.mark.usefixtures("form")
 def test_the_softmax_loss_can_be_had_without_gradients():
     hidden, table = torch.randn(20, 8, requires_grad=True), torch.randn(30, 8)
@@ -209,6 +253,13 @@ HEADS = torch.ones(4, 2, 3)
         lambda: ops.full_softmax_loss(X, X, None, IDS + 9),
         lambda: ops.full_softmax_loss(X, X, None, IDS - 2),
         lambda: ops.full_softmax_loss(X, X, None, IDS.int()),
+        lambda: ops.sampled_softmax_loss(X, X[:, :2], None, IDS, IDS[None], X[:1, :4], 4),
+        lambda: ops.sampled_softmax_loss(X, X, X[0], IDS, IDS[None], X[:1, :4], 4),
+        lambda: ops.sampled_softmax_loss(X, X, None, IDS, IDS[None], X[:1, :3], 4),
+        lambda: ops.sampled_softmax_loss(X, X, None, IDS, IDS[None], X[:1, :4], 3),
+        lambda: ops.sampled_softmax_loss(X, X, None, IDS, IDS[None] + 9, X[:1, :4], 4),
+        lambda: ops.sampled_binary_loss(X, X, None, IDS + 9, IDS[None], 1.0, 4),
+        lambda: ops.sampled_binary_loss(X, X, None, IDS, IDS, 1.0, 4),
         lambda: ops.linear(X, X[:, :2]),
         lambda: ops.linear(X, X, torch.ones(7)),
         lambda: ops.linear(X, X.bfloat16()),

@@ -1,0 +1,1 @@
+"""Recommendations one event at a time: users' states, in memory and in files."""
