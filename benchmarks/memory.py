@@ -71,7 +71,12 @@ def zero(stage: int, precision: str = "fp32", workers: int = 1, **changes: Any) 
 
 
 SAMPLED: dict[str, Any] = {"name": "sampled_softmax", "uniform": 1024}
-LONG: dict[str, Any] = {"data__lane_tokens": 16_384, "model__d": 256, "model__blocks": 4, "loss": SAMPLED}
+LONG: dict[str, Any] = {
+    "data__lane_tokens": 16_384,
+    "model__d": 256,
+    "model__blocks": 4,
+    "loss": SAMPLED,
+}
 
 CASES: dict[str, Case] = {
     "torch": case(model__d=512),
@@ -105,7 +110,9 @@ CASES: dict[str, Case] = {
     "sharded sgd": sharded("sgd", "fp32", model__d=320, loss=SAMPLED),
     "activations": case(**LONG),
     "activations, bf16": zero(1, "bf16", **LONG),
-    "activations, checkpointing": case(**LONG, model__activation_checkpointing=True),
+    "activations, checkpointing": case(
+        **{**LONG, "data__lane_tokens": 32_768}, model__activation_checkpointing=True
+    ),
 }
 
 
