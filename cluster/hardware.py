@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PositiveFloat
 
-from pipeline.config import nearest
+from pipeline.mistakes import nearest
 
 
 class _Part(BaseModel):

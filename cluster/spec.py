@@ -21,9 +21,10 @@ from pydantic import (
 )
 
 from cluster.hardware import HardwarePart
-from pipeline.config import read_yaml, tell
+from pipeline.config import read_yaml
 from pipeline.duration import parse_duration
 from pipeline.errors import LonghaulError
+from pipeline.mistakes import tell
 from pipeline.secrets import looks_secret
 
 SECONDS = 10**9  # nanoseconds

@@ -14,7 +14,7 @@ from models.ops.softmax import MOST_TRITON_WIDTH
 from models.sizes import linear_flops
 from pipeline.config import Recipe
 from pipeline.stream.order import micro_steps
-from pipeline.train.forecast import activation_bytes
+from pipeline.train.activations import activation_bytes
 
 # Of an activation that is kept: written, read by the next operation and in the backward pass; its
 # gradient written and read.
@@ -156,7 +156,7 @@ def _trunk(recipe: Recipe, sizes: Sizes) -> Work:
     again = recipe.model.activation_checkpointing
     t, times = sizes.tokens, 4 if again else 3
     kept = recipe.model.model_copy(update={"activation_checkpointing": False})
-    activations = activation_bytes(kept) * t * sizes.low / 4
+    activations = activation_bytes(kept, "fp32", t) * sizes.low / 4
     return Work(
         products=times * t * sizes.linear,
         mixing=times * t * sizes.mixing,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from models.item_table import FetchedRows
+from models.ops import row_sums
 from pipeline.config import OptimizerConfig
 from pipeline.stream.order import seed_of
 from pipeline.train.engine import Piece, Read
@@ -74,7 +75,7 @@ class ShardedTable(DealtTable):
         """Of the step's gradient of all rows on all ranks."""
         places, gradients = self._sum_up()
         if self._dense is not None:
-            self._dense.index_add_(0, places, gradients)
+            self._dense.index_add_(0, places, gradients)  # no place twice: in any order the same
             self._touched = self._nothing()
             gradients = self._dense
         else:
@@ -88,10 +89,10 @@ class ShardedTable(DealtTable):
             return self._nothing()
         asked = torch.cat([places for places, _ in self._sparse])
         places, number = torch.unique(asked, return_inverse=True)
-        sums = torch.zeros(len(places), self.rows.shape[1], device=self.rows.device)
-        sums.index_add_(0, number, torch.cat([gradients for _, gradients in self._sparse]))
+        # Not index_add_, which on a GPU adds in the order of chance: resume would not be exact.
+        gradients = torch.cat([gradients for _, gradients in self._sparse])
         self._sparse = []
-        return places, sums
+        return places, row_sums(gradients, number, len(places))
 
     def _nothing(self) -> tuple[torch.Tensor, torch.Tensor]:
         places = torch.zeros(0, dtype=torch.int64, device=self.rows.device)
