@@ -209,7 +209,7 @@ def _column(
     for one in collectives_of(recipe, sizes):
         sent[one.kind] = sent.get(one.kind, 0.0) + one.sent(workers)
     found = forecast(recipe, counts.dataset, workers)
-    room = Room(recipe, spec, device, found)
+    room = Room(recipe, spec, device, counts, found)
     nodes = -(-workers // spec.workers_per_node)
     hours = step * recipe.train.steps / 3600
     return Column(

@@ -17,11 +17,14 @@ _ON_HOST = ("reading", "checkpoint")  # parts of the forecast that a GPU does no
 class Room:
     """The memory that a worker needs, where it needs it, and how much there is."""
 
-    def __init__(self, recipe: Recipe, spec: ClusterSpec, device: Device, found: Forecast) -> None:
+    def __init__(
+        self, recipe: Recipe, spec: ClusterSpec, device: Device, counts: Counts, found: Forecast
+    ) -> None:
         on = min(found.workers, spec.workers_per_node)
         whole = sum(found.memory.values())
-        on_host = set(_ON_HOST) | ({"optimizer"} if recipe.train.offload == "optimizer" else set())
-        host = sum(size for part, size in found.memory.items() if part in on_host)
+        host = sum(found.memory.get(part, 0) for part in _ON_HOST)
+        if recipe.train.offload == "optimizer":
+            host += _engines_optimizer(recipe, counts, found)
         self.device = whole - host if device.gpu else 0
         self.host = on * (host if device.gpu else whole)
         self.device_limit = None if device.memory is None else int(_USABLE * device.memory)
@@ -29,6 +32,16 @@ class Room:
         self.fits = self.device <= (self.device_limit or self.device) and self.host <= (
             self.host_limit or self.host
         )
+
+
+def _engines_optimizer(recipe: Recipe, counts: Counts, found: Forecast) -> int:
+    """Bytes of masters and moments without those of a sharded table, which stay on the GPU."""
+    if recipe.train.table.home == "dense":
+        return found.memory["optimizer"]
+    document = recipe.model_dump(mode="json")
+    assign(document, "train.table.optimizer", "sgd")  # which has no state of rows
+    without = parse_recipe(document, recipe.name)
+    return forecast(without, counts.dataset, found.workers).memory["optimizer"]
 
 
 def remedies(
@@ -46,7 +59,8 @@ def remedies(
             changed = parse_recipe(document, "a remedy")
         except LonghaulError:
             return False
-        return Room(changed, spec, device, forecast(changed, counts.dataset, workers)).fits
+        found = forecast(changed, counts.dataset, workers)
+        return Room(changed, spec, device, counts, found).fits
 
     possible = _possible(recipe, workers)
     alone = [change for change in possible if fits([change])]
@@ -85,7 +99,7 @@ def does_not_fit(
 ) -> str:
     """What is missing on so many workers, and what would help, in one line."""
     found = forecast(recipe, counts.dataset, workers)
-    room = Room(recipe, spec, device, found)
+    room = Room(recipe, spec, device, counts, found)
     needs, limit, who = room.host, room.host_limit, "the workers of a node need"
     if room.device_limit is not None and room.device > room.device_limit:
         needs, limit, who = room.device, room.device_limit, "a GPU's worker needs"

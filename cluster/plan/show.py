@@ -10,16 +10,6 @@ from cluster.plan.estimate import Column, Estimate
 from pipeline.report.tables import short
 
 _MOST_WITH_SHARES = 3  # columns that have room for them
-_WORDS = {
-    "lookup": "lookup",
-    "trunk": "trunk",
-    "loss": "loss",
-    "update": "optimizer",
-    "exchange": "exchange",
-    "checkpoint": "checkpoint",
-    "reading": "(reading)",
-    "upload": "(upload)",
-}
 
 
 def table_of_plan(found: Estimate) -> Table:
@@ -34,8 +24,10 @@ def table_of_plan(found: Estimate) -> Table:
     def row(name: str, cell: Callable[[Column], str]) -> None:
         table.add_row(name, *map(cell, found.columns))
 
-    for part in first.parts | first.beside:
-        row(_WORDS[part], partial(_of_step, part, shares))
+    for part in first.parts:
+        row(part, partial(_of_step, part, shares))
+    for part in first.beside:
+        row(f"({part})", partial(_of_step, part, shares))
     table.add_section()
     row("a step", lambda c: _time(c.step_seconds))
     row("longest part", lambda c: c.bottleneck)
@@ -55,7 +47,7 @@ def table_of_plan(found: Estimate) -> Table:
         row("price", lambda c: f"{c.price:,.2f}")
     table.caption = (
         f"{found.run} on {found.device}: {found.steps:,} steps of {found.tokens_a_step:,} tokens, "
-        f"{found.epochs:,.1f} epochs. Parts of a step, (beside it), totals."
+        f"{found.epochs:,.1f} epochs. Parts of a step, (beside it); memory that is usable."
     )
     return table
 

@@ -318,11 +318,8 @@ def test_what_does_not_fit_is_told_with_what_would(make: Make) -> None:
     assert "GB are there; it fits with train.table.home=sharded" in told
     helped = make(**zero, train__table={"home": "sharded"})
     assert estimate(helped, spec, counts, [2]).columns[0].fits
-    # On the more workers it does fit: the others are told in their columns.
-    some = estimate(make(**zero, train__zero_stage=3), spec, counts, [1, 4]).columns
-    assert [column.fits for column in some] == [False, True]
-    assert some[0].remedies
-    assert not some[1].remedies
+    # Where some of the numbers of workers fit, the others are told in their columns.
+    assert [one.fits for one in estimate(helped, spec, counts, [1, 4]).columns] == [False, True]
 
 
 def test_presets_and_own_figures() -> None:
