@@ -120,7 +120,8 @@ class Loss(torch.autograd.Function):
                     lookup.add_rows_(total, own, of_own, pull)
                     lookup.add_rows_(total, drawn, of_drawn)
             ctx.save_for_backward(dhidden, drows, dbias)
-        return losses.double().sum().float()
+        total: torch.Tensor = losses.double().sum().float()
+        return total
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
