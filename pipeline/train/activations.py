@@ -27,7 +27,7 @@ def activation_bytes(config: ModelConfig, precision: str, tokens: int) -> int:
     blocks = int(getattr(config, "blocks", 1))
     unit = 4 * int(getattr(config, "heads", 1))  # widths that any number of heads divides
     narrow = unit * -(-_LEAST_WIDTH // unit)
-    widths = (config.d,) if config.d <= 2 * narrow else (narrow, 2 * narrow)
+    widths = [config.d] if config.d <= 2 * narrow else [narrow, 2 * narrow]
     one, two = ([_line(config, precision, n, width) for width in widths] for n in (1, 2))
     lines = [
         [a + (blocks - 1) * (b - a) for a, b in zip(first, second, strict=True)]
