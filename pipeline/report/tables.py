@@ -54,7 +54,7 @@ def table_of_forecast(found: Forecast) -> Table:
     table.add_row("a checkpoint", f"{short(found.checkpoint_bytes)}B")
     kept = found.checkpoints_kept * found.checkpoint_bytes
     table.add_row(f"{found.checkpoints_kept} checkpoints kept", f"{short(kept)}B")
-    table.caption = "activations are measured on a small batch; libraries and ranking are not in it"
+    table.caption = "at the peak, with a checkpoint under way; libraries and ranking are not in it"
     return table
 
 

@@ -27,21 +27,18 @@ def activation_bytes(config: ModelConfig, precision: str, tokens: int) -> int:
     blocks = int(getattr(config, "blocks", 1))
     unit = 4 * int(getattr(config, "heads", 1))  # widths that any number of heads divides
     narrow = unit * -(-_LEAST_WIDTH // unit)
-    widths = (config.d,) if config.d <= 2 * narrow else (narrow, 2 * narrow)
+    widths = [config.d] if config.d <= 2 * narrow else [narrow, 2 * narrow]
     one, two = ([_line(config, precision, n, width) for width in widths] for n in (1, 2))
-    # (by the token, whatever the number of tokens) of a model of all blocks, at each width
-    slope, rest = zip(
-        *(
-            (a[0] + (blocks - 1) * (b[0] - a[0]), a[1] + (blocks - 1) * (b[1] - a[1]))
-            for a, b in zip(one, two, strict=True)
-        ),
-        strict=True,
-    )
-    if len(widths) == 1:
-        return round(slope[0] * tokens + max(0, rest[0]))
-    by_width = (slope[1] - slope[0]) / (widths[1] - widths[0])
-    by_token = slope[1] + by_width * (config.d - widths[1])
-    return round(by_token * tokens + max(0, rest[1]) * (config.d / widths[1]) ** 2)
+    lines = [
+        [a + (blocks - 1) * (b - a) for a, b in zip(first, second, strict=True)]
+        for first, second in zip(one, two, strict=True)
+    ]
+    by_token, rest = lines[-1]
+    if len(lines) == 2:
+        by_width = (by_token - lines[0][0]) / (widths[1] - widths[0])
+        by_token += by_width * (config.d - widths[1])
+        rest *= (config.d / widths[1]) ** 2
+    return int(by_token * tokens + max(0.0, rest))
 
 
 def _line(config: ModelConfig, precision: str, blocks: int, d: int) -> tuple[float, float]:

@@ -7,9 +7,9 @@ import torch
 
 import models
 from pipeline.config import Recipe
+from pipeline.train.table.dealt import BLOCK_ROWS
 from pipeline.train.table.exchange import Deal
 from pipeline.train.table.rules import Rule
-from pipeline.train.table.dealt import BLOCK_ROWS
 from pipeline.train.table.softmax import tile_rows
 
 
