@@ -319,7 +319,8 @@ def test_what_does_not_fit_is_told_with_what_would(make: Make) -> None:
     told = str(refused.value)
     assert "\n" not in told
     assert "run does not fit on 2 workers: a GPU's worker needs" in told
-    assert "GB are there; it fits with train.table.home=sharded" in told
+    assert "most of it checkpoint" not in told  # which is the host's
+    assert "GB are usable; it fits with train.table.home=sharded" in told
     helped = make(**zero, train__table={"home": "sharded"})
     assert estimate(helped, spec, counts, [2]).columns[0].fits
     # Where some of the numbers of workers fit, the others are told in their columns.
