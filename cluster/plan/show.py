@@ -56,7 +56,7 @@ def notes_of(found: Estimate) -> list[str]:
     """What the table rests on, and what would make a column fit."""
     lines = [
         f"{column.workers} worker{'s' * (column.workers > 1)}: no room"
-        + (f"; they would with {', or '.join(column.remedies)}" if column.remedies else "")
+        + (f"; there is with {', or with '.join(column.remedies)}" if column.remedies else "")
         for column in found.columns
         if not column.fits
     ]
