@@ -3,8 +3,9 @@
     python -m benchmarks.scaling [--items 50000] [--tokens 4096] [--seconds 10] [--only NAME]
 
 Every setting is trained for some seconds in processes of its own (``benchmarks.steps``). All ranks
-together have the same cores: 1 rank with a thread a core, a rank a core, two ranks a core. So no
-number of ranks is faster than one; what is lost beside one rank is the price of being many.
+together have the same cores: 1 rank with a thread a core, a rank a core, two ranks a core. So more
+ranks add no power: what is lost beside one rank is the price of being many, and what is gained is
+that ranks do side by side what each does in one thread.
 
 The coefficients of ``cluster.plan`` are fitted to all settings by least squares of relative errors,
 none negative, with a weak pull towards the preset where the settings say little. Each setting is
@@ -217,8 +218,9 @@ class Model:
 def scaling_lines(samples: list[Sample]) -> list[str]:
     """The same step on one, two, four ranks."""
     lines = [
-        f"One step of four lanes on {CORES} cores, shared by all ranks: one rank is the best that "
-        "any number could reach, and efficiency is beside it.",
+        f"One step of four lanes on {CORES} cores, which all ranks share: more ranks add no power. "
+        "Efficiency is the rate beside that of one rank, above 100 % where ranks do side by side "
+        "what each does in one thread.",
         "",
         "| | ranks | ms/step | targets/s | efficiency |",
         "| --- | --- | --- | --- | --- |",

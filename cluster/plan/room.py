@@ -100,13 +100,15 @@ def does_not_fit(
     """What is missing on so many workers, and what would help, in one line."""
     found = forecast(recipe, counts.dataset, workers)
     room = Room(recipe, spec, device, counts, found)
+    parts = found.memory
     needs, limit, who = room.host, room.host_limit, "the workers of a node need"
     if room.device_limit is not None and room.device > room.device_limit:
         needs, limit, who = room.device, room.device_limit, "a GPU's worker needs"
-    most = max(found.memory, key=lambda part: found.memory[part])
+        parts = {part: size for part, size in parts.items() if part not in _ON_HOST}
+    most = max(parts, key=lambda part: parts[part])
     said = (
-        f"{recipe.name} does not fit on {workers} workers: {who} {needs / 1e9:,.1f} GB, "
-        f"most of it {most}, and {(limit or 0) / 1e9:,.1f} GB are there"
+        f"{recipe.name} does not fit on {workers} worker{'s' * (workers > 1)}: {who} "
+        f"{needs / 1e9:,.1f} GB, most of it {most}, and {(limit or 0) / 1e9:,.1f} GB are usable"
     )
     changes = remedies(recipe, spec, device, counts, workers)
     if changes:

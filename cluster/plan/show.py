@@ -55,8 +55,8 @@ def table_of_plan(found: Estimate) -> Table:
 def notes_of(found: Estimate) -> list[str]:
     """What the table rests on, and what would make a column fit."""
     lines = [
-        f"{column.workers} workers do not fit"
-        + (f"; they would with {', or '.join(column.remedies)}" if column.remedies else "")
+        f"{column.workers} worker{'s' * (column.workers > 1)}: no room"
+        + (f"; there is with {', or with '.join(column.remedies)}" if column.remedies else "")
         for column in found.columns
         if not column.fits
     ]

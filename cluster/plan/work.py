@@ -156,7 +156,7 @@ def _trunk(recipe: Recipe, sizes: Sizes) -> Work:
     again = recipe.model.activation_checkpointing
     t, times = sizes.tokens, 4 if again else 3
     kept = recipe.model.model_copy(update={"activation_checkpointing": False})
-    activations = activation_bytes(kept, "fp32", t) * sizes.low / 4
+    activations = activation_bytes(kept, recipe.train.precision, t)
     return Work(
         products=times * t * sizes.linear,
         mixing=times * t * sizes.mixing,
@@ -171,11 +171,10 @@ def _loss(recipe: Recipe, sizes: Sizes) -> Work:
         return _sharded_softmax(sizes) if sizes.sharded else _full_softmax(sizes)
     # Scores and their two gradients against the negatives of the token's block, and one target.
     pairs = t * (loss.negatives + 1)
-    passes = 4 * _LOGIT_PASSES * pairs if sizes.gpu else 0  # the C++ kernel keeps them in cache
-    if not sizes.sharded:
-        passes += 4 * 4 * sizes.table  # a gradient of zeros, added to the lookup's
+    times = 4 if sizes.gpu else 3  # the Triton kernels make the scores twice
+    passes = 4 * 4 * sizes.table  # a gradient of zeros, added to the lookup's
     rows = 6 * 4 * sizes.classes * sizes.width  # gathered; the gradient made, scaled, scattered
-    return Work(softmax=6 * pairs * d, passes=passes, rows=rows, launches=_LAUNCHES_BESIDE)
+    return Work(softmax=2 * times * pairs * d, passes=passes, rows=rows, launches=_LAUNCHES_BESIDE)
 
 
 def _full_softmax(sizes: Sizes) -> Work:

@@ -151,6 +151,7 @@ def memory_of(recipe: Recipe, dataset: Dataset, workers: int) -> Memory:
     if train.table.home == "sharded":
         table = table_memory(recipe, items, workers, _fetched(recipe, items))
         held += table.held
+        moments.setdefault("update", Counter())  # offloaded, the trunk's takes nothing here
         for moment in moments.values():
             moment += table.beside
         moments["update"] += table.update
