@@ -14,7 +14,7 @@ import triton.language as tl
 from models.ops.masks import Bits
 from models.ops.masks import triton as masks
 
-TILE = 2048  # elements that a program holds at once, where a row is no longer
+TILE = 1024  # elements that a program holds at once, where a row is no longer
 PROGRAMS = 1056  # of a backward pass, at most: eight for each processor of an H100
 
 

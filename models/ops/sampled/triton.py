@@ -161,7 +161,7 @@ def launch(
         "TOKENS": kept,
         "DRAWN": drawn,
         "WIDTH": width,
-        "num_warps": 4 if width <= 64 else 8,
+        "num_warps": 4 if width < 64 else 8,
         "num_stages": 2,
     }
     inputs = (hidden, targets, negatives, chosen, shift)
