@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.batch import PackedBatch
-from models.ops import dropout_add_norm
+from models.ops import checks, dropout_add_norm
 
 State = dict[str, torch.Tensor]
 """A model's memory of ``n`` users: tensors whose first dimension is ``n``."""
@@ -123,11 +123,13 @@ class SequentialModel(nn.Module):
         """ValueError for a segment longer than ``max_history``."""
         if self.max_history is None or len(batch.offsets) == 1:
             return
-        longest = int(batch.offsets.diff().max())
-        if longest > self.max_history:
-            raise ValueError(
-                f"a segment of {longest} tokens exceeds model.max_history {self.max_history}"
-            )
+        lengths = batch.offsets.diff()
+        # A GPU is not asked how long it is.
+        longest = "" if lengths.is_cuda else f" of {int(lengths.max())} tokens"
+        checks.require(
+            (lengths <= self.max_history).all(),
+            f"a segment{longest} exceeds model.max_history {self.max_history}",
+        )
 
     def item_scores(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Table ``[V + 1, d]`` and bias ``[V + 1]`` or None.

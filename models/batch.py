@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from models.ops import spread
+
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -25,14 +27,20 @@ class PackedBatch:
 
     def starts(self) -> torch.Tensor:
         """bool ``[T]``: True at the first token of every (non-empty) segment."""
-        first = torch.zeros(len(self.items), dtype=torch.bool, device=self.items.device)
-        first[self.offsets[:-1][self.offsets[:-1] < self.offsets[1:]]] = True
-        return first
+        # An empty segment begins where the next one does, or behind all tokens.
+        first = torch.zeros(len(self.items) + 1, dtype=torch.bool, device=self.items.device)
+        return first.index_fill_(0, self.offsets[:-1], True)[:-1]
 
     def positions(self) -> torch.Tensor:
         """int64 ``[T]``: the place of each token in its segment, from 0."""
-        place = torch.arange(len(self.items), device=self.items.device)
-        return place - torch.repeat_interleave(self.offsets[:-1], self.offsets.diff())
+        tokens = len(self.items)
+        place = torch.arange(tokens, device=self.items.device)
+        begins, lengths = self.offsets[:-1], self.offsets.diff()
+        return place - torch.repeat_interleave(begins, lengths, output_size=tokens)
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """``[S, ...]`` -> ``[T, ...]``: each token gets the row of its segment."""
+        return spread(values, self.offsets, len(self.items))
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The batch on another device."""

@@ -29,7 +29,6 @@ from models.ops import (
     running_softmax_experts,
     segment_softmax,
     segment_sum,
-    spread,
 )
 from models.post_norm import Block, Mixer, PostNormConfig, PostNormModel
 
@@ -185,7 +184,7 @@ class EncoderDispatcher(Mixer):
         key, value, query = (part.unflatten(-1, (heads, -1)) for part in parts)
 
         asked = linear(experts, self.gather_query.weight, self.gather_query.bias)
-        asked = spread(asked.unflatten(-1, (heads, -1)), batch.offsets)  # [T, K, H, d / H]
+        asked = batch.spread(asked.unflatten(-1, (heads, -1)))  # [T, K, H, d / H]
         scores = torch.einsum("tkhe,the->tkh", asked, key) * scale
         weights = segment_softmax(scores.flatten(1), batch.offsets).view_as(scores)
         weighted = weights[..., None] * value[:, None]
@@ -197,7 +196,7 @@ class EncoderDispatcher(Mixer):
 
         told = linear(experts, self.expert_proj.weight, self.expert_proj.bias)
         told_key, told_value = (
-            spread(part.unflatten(-1, (heads, -1)), batch.offsets) for part in told.chunk(2, dim=-1)
+            batch.spread(part.unflatten(-1, (heads, -1))) for part in told.chunk(2, dim=-1)
         )
         scores = torch.einsum("the,tkhe->tkh", query, told_key) * scale
         read = torch.einsum("tkh,tkhe->the", scores.softmax(1), told_value).flatten(1)

@@ -19,7 +19,7 @@ from torch import nn
 from models.attention import AttentionMixer
 from models.base import State, add_and_norm, initialise
 from models.batch import PackedBatch
-from models.ops import linear, prefix_sum, rotate, segment_sum, spread
+from models.ops import linear, prefix_sum, rotate, segment_sum
 from models.post_norm import Mixer, PostNormConfig, PostNormModel
 
 
@@ -110,8 +110,8 @@ class HydraMixer(Mixer):
         q, kv = self.project(x, positions)
         if self.config.causal:
             return self.read(x, q, prefix_sum(kv, batch.starts()), positions + 1)
-        total = spread(segment_sum(kv, batch.offsets), batch.offsets)
-        return self.read(x, q, total, spread(batch.offsets.diff(), batch.offsets))
+        total = batch.spread(segment_sum(kv, batch.offsets))
+        return self.read(x, q, total, batch.spread(batch.offsets.diff()))
 
     def flops(self, length: int) -> int:
         """Two products and a sum a channel."""

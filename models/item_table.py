@@ -1,10 +1,18 @@
-"""The rows of an item table that lives outside its model, as far as one micro-batch needs them."""
+"""Where a model looks items up: a table of its own, or rows fetched from one that lives outside."""
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from models.base import SequentialModel
+from models.ops import lookup
+
+
+class Embedding(nn.Embedding):
+    """A table whose gradient has the same bits every time, on a GPU too."""
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        """``[n]`` -> ``[n, d]``."""
+        return lookup(self.weight, items)
 
 
 class FetchedRows(nn.Module):
@@ -39,12 +47,12 @@ class FetchedRows(nn.Module):
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """``[n]`` -> ``[n, d]``."""
-        return functional.embedding(self._places(items), self._rows[:, : self.d]).to(self._dtype)
+        return lookup(self._rows[:, : self.d], self._places(items)).to(self._dtype)
 
     def class_rows(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See ``SequentialModel.item_rows``."""
         places = self._places(items)
-        found = functional.embedding(places, self._rows)
+        found = lookup(self._rows, places)
         return found[:, : self.d], found[:, self.d] if self.biased else None
 
     def _places(self, items: torch.Tensor) -> torch.Tensor:

@@ -41,7 +41,9 @@ class InterestMemory(nn.Module):
         scores, slots = product_key_top(self.query_norm(query), self.keys, self.reads)
         if self.training:
             with torch.no_grad():
-                self.load += torch.bincount(slots.flatten(), minlength=len(self.load))
+                # Whole numbers: the order of additions does not matter.
+                once = self.load.new_ones(()).expand(slots.numel())
+                self.load.index_add_(0, slots.flatten(), once)
         return scores.softmax(-1), slots
 
     def read(self, x: torch.Tensor) -> torch.Tensor:

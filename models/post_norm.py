@@ -13,6 +13,7 @@ from torch import nn
 
 from models.base import ModelConfig, SequentialModel, State, add_and_norm, check_room
 from models.batch import PackedBatch
+from models.item_table import Embedding
 from models.ops import bias_gelu_dropout, linear
 
 
@@ -99,8 +100,8 @@ class PostNormModel(SequentialModel):
         super().__init__()
         self.config = config
         self.max_history = positions
-        self.item_embedding = nn.Embedding(catalogue_size + 1, config.d)
-        self.position_embedding = nn.Embedding(positions, config.d) if positions else None
+        self.item_embedding = Embedding(catalogue_size + 1, config.d)
+        self.position_embedding = Embedding(positions, config.d) if positions else None
         self.item_bias = nn.Parameter(torch.zeros(catalogue_size + 1))
         self.embedding_norm = nn.LayerNorm(config.d)
         self.blocks = nn.ModuleList(Block(mixer, config) for mixer in mixers)

@@ -20,6 +20,7 @@ from torch import nn
 
 from models.base import ModelConfig, SequentialModel, State, add_and_norm
 from models.batch import PackedBatch
+from models.item_table import Embedding
 from models.ops import (
     bias_gelu_dropout,
     causal_convolution,
@@ -29,7 +30,6 @@ from models.ops import (
     prefix_sum,
     rotate,
     segment_sum,
-    spread,
 )
 
 _EPS = 1e-6  # in the denominator, a token
@@ -126,9 +126,9 @@ class GRELABlock(nn.Module):
         else:
             outer = torch.einsum("thm,thn->thmn", rotated_k, values)
             sums = segment_sum(outer.flatten(1), batch.offsets).view(-1, *outer.shape[1:])
-            numerator = torch.einsum("thm,thmn->thn", rotated_q, spread(sums, batch.offsets))
-            keys = spread(segment_sum(k, batch.offsets), batch.offsets)
-            count = spread(batch.offsets.diff(), batch.offsets)
+            numerator = torch.einsum("thm,thmn->thn", rotated_q, batch.spread(sums))
+            keys = batch.spread(segment_sum(k, batch.offsets))
+            count = batch.spread(batch.offsets.diff())
         attended = self.divide(numerator, q, keys, count)
         convolved = causal_convolution(v, self.taps, self.taps_bias, starts)
         return self.finish(x, gate, attended, convolved, self._drop_path(x, batch))
@@ -145,7 +145,7 @@ class GRELABlock(nn.Module):
         if not self.training or not p:
             return None
         kept = torch.rand(len(batch.offsets) - 1, 1, device=x.device) >= p
-        return spread(kept.to(x.dtype) / (1 - p), batch.offsets)
+        return batch.spread(kept.to(x.dtype) / (1 - p))
 
     def init_state(self, n: int) -> State:
         """S in the rotating frame ``[n, heads, m, m]``, keys ``[n, d]``, last values, count."""
@@ -192,7 +192,7 @@ class RecGRELA(SequentialModel):
         super().__init__()
         self.config = config
         self.max_history = config.max_history
-        self.item_embedding = nn.Embedding(catalogue_size + 1, config.d)
+        self.item_embedding = Embedding(catalogue_size + 1, config.d)
         self.embedding_norm = nn.LayerNorm(config.d, eps=_NORM_EPS)
         self.blocks = nn.ModuleList(GRELABlock(config) for _ in range(config.blocks))
         for module in self.modules():

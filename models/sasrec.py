@@ -17,6 +17,7 @@ from torch import nn
 from models.attention import attend_to_kept, room_for_keys
 from models.base import ModelConfig, SequentialModel, State, add_and_norm, check_room
 from models.batch import PackedBatch
+from models.item_table import Embedding
 from models.ops import attention, dropout, linear
 
 
@@ -89,8 +90,8 @@ class SASRec(SequentialModel):
             raise ValueError(f"model.heads {config.heads} does not divide model.d {config.d}")
         self.config = config
         self.max_history = config.max_history
-        self.item_embedding = nn.Embedding(catalogue_size + 1, config.d)
-        self.position_embedding = nn.Embedding(config.max_history, config.d)
+        self.item_embedding = Embedding(catalogue_size + 1, config.d)
+        self.position_embedding = Embedding(config.max_history, config.d)
         self.blocks = nn.ModuleList(SASRecBlock(config) for _ in range(config.blocks))
         self.last_norm = nn.LayerNorm(config.d, eps=1e-8)
         for parameter in self.parameters():

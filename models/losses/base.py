@@ -8,6 +8,7 @@ from torch import nn
 
 from models.base import SequentialModel
 from models.batch import PackedBatch
+from models.ops import gpu
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,24 @@ class SampledLoss(Loss):
             drawn = Drawn(torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 1))
         drawn = drawn.to(device)
         hidden = self.model.encode(batch)
-        items = self.items(batch, drawn)
-        rows, bias = self.model.item_rows(items)
-        places = torch.where(batch.target_mask, torch.searchsorted(items, batch.targets), -1)
-        negatives = torch.searchsorted(items, drawn.items)
+        if self._takes_whole_table():
+            rows, bias = self.model.item_scores()
+            own, negatives = batch.targets, drawn.items
+        else:
+            items = self.items(batch, drawn)
+            rows, bias = self.model.item_rows(items)
+            own = torch.searchsorted(items, batch.targets)
+            negatives = torch.searchsorted(items, drawn.items)
+        own = torch.where(batch.target_mask, own, -1)
         return self.compare(
-            hidden, rows, bias, places, negatives, drawn.log_weights, self.block_tokens(batch)
+            hidden, rows, bias, own, negatives, drawn.log_weights, self.block_tokens(batch)
         )
+
+    def _takes_whole_table(self) -> bool:
+        """Whether items number the rows compared, as a table of the model's own is on a GPU.
+
+        Its gradient is dense in any case, and how many different items there are a GPU would have
+        to be asked. On a CPU, and where rows are fetched, few rows are less work than all.
+        """
+        table = self.model.item_embedding
+        return isinstance(table, nn.Embedding) and gpu.serves(table.weight)

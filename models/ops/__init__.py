@@ -13,6 +13,7 @@ from models.ops.dense import linear
 from models.ops.drop import dropout
 from models.ops.experts import running_softmax_experts
 from models.ops.linear_attention import causal_linear_attention
+from models.ops.lookup import lookup, row_sums
 from models.ops.norm import dropout_add_norm
 from models.ops.pooling import segment_softmax, segment_sum, spread
 from models.ops.prefix_sum import prefix_sum
@@ -33,10 +34,12 @@ __all__ = [
     "dropout_add_norm",
     "full_softmax_loss",
     "linear",
+    "lookup",
     "memory_read",
     "prefix_sum",
     "product_key_top",
     "rotate",
+    "row_sums",
     "running_softmax_experts",
     "sampled_binary_loss",
     "sampled_softmax_loss",

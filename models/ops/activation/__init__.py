@@ -2,7 +2,7 @@
 
 import torch
 
-from models.ops import extension, masks
+from models.ops import extension, gpu, masks
 from models.ops.activation import cpu, reference
 
 
@@ -23,5 +23,9 @@ def bias_gelu_dropout(
     if bias.shape != x.shape[-1:]:
         raise ValueError(f"bias must be [{x.shape[-1]}], got {tuple(bias.shape)}")
     seed = masks.draw_seed(x, p, training)
+    if gpu.serves(x):
+        from models.ops.activation import triton
+
+        return triton.gelu(x, bias, p, seed)
     compute = cpu.gelu if extension.serves(x) else reference.gelu
     return compute(x, bias, p, seed)

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.ops import extension, masks
+from models.ops import extension, gpu, masks
 from models.ops.drop import cpu, reference
 
 
@@ -19,5 +19,9 @@ def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
     seed = masks.draw_seed(x, p, training)
     if seed is None:
         return x
+    if gpu.serves(x):
+        from models.ops.drop import triton
+
+        return triton.drop(x, p, seed)
     compute = cpu.drop if extension.serves(x) else reference.drop
     return compute(x, p, seed)

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.ops import extension, masks
+from models.ops import extension, gpu, masks
 from models.ops.norm import cpu, reference
 
 
@@ -38,5 +38,9 @@ def dropout_add_norm(
         common = torch.promote_types(x.dtype, residual.dtype)
         x, residual = x.to(common), residual.to(common)
     seed = masks.draw_seed(x, p, training)
+    if gpu.serves(x):
+        from models.ops.norm import triton
+
+        return triton.add_norm(x, residual, weight, bias, p, seed, eps)
     compute = cpu.add_norm if extension.serves(x) else reference.add_norm
     return compute(x, residual, weight, bias, p, seed, eps)

@@ -17,19 +17,19 @@ def segment_sum(x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     return eager.segment_sum(x, offsets)
 
 
-def spread(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def spread(values: torch.Tensor, offsets: torch.Tensor, tokens: int) -> torch.Tensor:
     """Each token gets the row of its segment.
 
-    values: ``[S, ...]``; offsets: int64 ``[S + 1]`` from 0, not falling. Returns ``[T, ...]``
-    where T is the last offset. The gradient of values is summed in fp32 or wider. ValueError
-    for shapes or offsets that do not fit.
+    values: ``[S, ...]``; offsets: int64 ``[S + 1]``, 0 to T, not falling; tokens: T, which only
+    the device knows otherwise. Returns ``[T, ...]``. The gradient of values is summed in fp32 or
+    wider. ValueError for shapes or offsets that do not fit.
     """
     if values.dim() == 0 or offsets.shape != (len(values) + 1,):
         raise ValueError(
             f"values [S, ...] and offsets [S + 1] do not fit: {[*values.shape]}, {[*offsets.shape]}"
         )
-    check_offsets(offsets, int(offsets[-1]))
-    return eager.spread(values, offsets)
+    check_offsets(offsets, tokens)
+    return eager.spread(values, offsets, tokens)
 
 
 def segment_softmax(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,9 @@ def segment_sum(x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def spread(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def spread(values: torch.Tensor, offsets: torch.Tensor, tokens: int) -> torch.Tensor:
     """``[S, ...]`` -> ``[T, ...]``."""
-    rows: torch.Tensor = Spread.apply(values, offsets)
+    rows: torch.Tensor = Spread.apply(values, offsets, tokens)
     return rows
 
 
@@ -25,8 +25,9 @@ def segment_softmax(scores: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # The largest of a segment is a constant here: the softmax does not change with it.
     largest = reduce_segments(wide.detach(), offsets, "max")
-    weights = (wide - repeat(largest, offsets)).exp()
-    return (weights / spread(segment_sum(weights, offsets), offsets)).to(scores.dtype)
+    weights = (wide - repeat(largest, offsets, len(wide))).exp()
+    totals = spread(segment_sum(weights, offsets), offsets, len(wide))
+    return (weights / totals).to(scores.dtype)
 
 
 class SegmentSum(torch.autograd.Function):
@@ -35,26 +36,27 @@ class SegmentSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(offsets)
+        ctx.tokens = len(x)
         return reduce_segments(x, offsets, "sum")
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (offsets,) = ctx.saved_tensors
-        return repeat(gradient, offsets), None
+        return repeat(gradient, offsets, ctx.tokens), None
 
 
 class Spread(torch.autograd.Function):
     """Repeats rows; the gradient of a row is the sum of its tokens'."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, values: torch.Tensor, offsets: torch.Tensor, tokens: int) -> torch.Tensor:
         ctx.save_for_backward(offsets)
-        return repeat(values, offsets)
+        return repeat(values, offsets, tokens)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (offsets,) = ctx.saved_tensors
-        return reduce_segments(gradient, offsets, "sum"), None
+        return reduce_segments(gradient, offsets, "sum"), None, None
 
 
 def reduce_segments(x: torch.Tensor, offsets: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -65,6 +67,6 @@ def reduce_segments(x: torch.Tensor, offsets: torch.Tensor, reduction: str) -> t
     return reduced.to(x.dtype)
 
 
-def repeat(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def repeat(values: torch.Tensor, offsets: torch.Tensor, tokens: int) -> torch.Tensor:
     """``[S, ...]`` -> ``[T, ...]``."""
-    return torch.repeat_interleave(values, offsets.diff(), dim=0)
+    return torch.repeat_interleave(values, offsets.diff(), dim=0, output_size=tokens)

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.ops import extension
+from models.ops import checks, extension, gpu
 from models.ops.sampled import cpu, eager
 
 
@@ -26,10 +26,11 @@ def sampled_softmax_loss(
     ``[B, n]``, the rows that tokens ``b * block_tokens`` up to ``(b + 1) * block_tokens`` share.
     log_weights: ``[B, n]``, log w_j; it has no gradient.
 
-    Returns a 0-dim tensor, fp32 (fp64 for fp64); all arithmetic is as wide. The logits of a block
-    are never held together. The gradients of hidden, rows and bias are made in the forward pass
-    and scaled in the backward pass. The same thread count gives the same bits. ValueError for
-    shapes that do not fit.
+    Returns a 0-dim tensor, fp32 (fp64 for fp64); all arithmetic is as wide (on a
+    GPU the factors of a product stay as narrow as hidden and rows, its sums are fp32). The logits
+    of a block are never held together. The gradients of hidden, rows and bias are made in the
+    forward pass and scaled in the backward pass. The same thread count gives the same bits.
+    ValueError for shapes that do not fit.
 
     Source: with w = 1 / expected count, importance sampling of the partition function (Bengio &
     Senécal, 2008); the target's own term is exact, as it is not drawn (Khrylchenko et al., 2025).
@@ -37,8 +38,12 @@ def sampled_softmax_loss(
     check(hidden, rows, bias, targets, negatives, block_tokens)
     if log_weights.shape != negatives.shape:
         raise ValueError(f"log_weights must be {list(negatives.shape)}, as negatives")
-    if nothing_to_train(targets):
+    if nothing_to_train(targets, negatives):
         return nothing(hidden, rows, bias)
+    if gpu.serves(hidden, rows, bias):
+        from models.ops.sampled import triton
+
+        return triton.softmax(hidden, rows, bias, targets, negatives, log_weights, block_tokens)
     compute = cpu.softmax if extension.serves(hidden, rows, bias) else eager.softmax
     return compute(hidden, rows, bias, targets, negatives, log_weights, block_tokens)
 
@@ -60,14 +65,24 @@ def sampled_binary_loss(
     smaller one gBCE (Petrov & Macdonald, 2023).
     """
     check(hidden, rows, bias, targets, negatives, block_tokens)
-    if nothing_to_train(targets):
+    if nothing_to_train(targets, negatives):
         return nothing(hidden, rows, bias)
+    if gpu.serves(hidden, rows, bias):
+        from models.ops.sampled import triton
+
+        return triton.binary(hidden, rows, bias, targets, negatives, positive, block_tokens)
     compute = cpu.binary if extension.serves(hidden, rows, bias) else eager.binary
     return compute(hidden, rows, bias, targets, negatives, positive, block_tokens)
 
 
-def nothing_to_train(targets: torch.Tensor) -> bool:
-    """Whether no token has a target."""
+def nothing_to_train(targets: torch.Tensor, negatives: torch.Tensor) -> bool:
+    """Whether no token has a target.
+
+    A GPU is not asked. Where there are no blocks of negatives there can be no targets either, and
+    otherwise the loss of no targets comes out as it should.
+    """
+    if targets.is_cuda or gpu.interpreting:
+        return len(negatives) == 0
     return not bool((targets >= 0).any())
 
 
@@ -95,12 +110,13 @@ def check(
         raise ValueError(f"targets must be int64 [{len(hidden)}], got {tuple(targets.shape)}")
     if negatives.dim() != 2 or negatives.dtype != torch.int64:
         raise ValueError(f"negatives must be int64 [blocks, n], got {tuple(negatives.shape)}")
-    if nothing_to_train(targets):
+    if nothing_to_train(targets, negatives):
+        checks.require((targets < 0).all(), "targets without a block of negatives")
         return
     if block_tokens < 1 or len(negatives) * block_tokens < len(hidden):
         raise ValueError(
             f"{len(negatives)} blocks of {block_tokens} tokens do not hold {len(hidden)} tokens"
         )
     for name, places, least in (("targets", targets, -1), ("negatives", negatives, 0)):
-        if places.numel() and not least <= int(places.min()) <= int(places.max()) < len(rows):
-            raise ValueError(f"{name} must lie in {least}..{len(rows) - 1}")
+        known = ((places >= least) & (places < len(rows))).all()
+        checks.require(known, f"{name} must lie in {least}..{len(rows) - 1}")

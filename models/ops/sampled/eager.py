@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
+from models.ops.lookup.eager import add_rows_
 from models.ops.sampled import function
 
 CHUNK_FLOATS = {"cpu": 1 << 20, "cuda": 64 << 20}  # logits held at a time
@@ -101,9 +102,8 @@ def walk(
                 push, pull = push * trained[:, None], pull * trained
                 dhidden, drows, dbias = gradients
                 dhidden[part] = push @ others - pull[:, None] * w
-                # index_put_ adds in a fixed order on GPUs too, which index_add_ does not.
-                drows.index_put_((chosen,), push.T @ h, accumulate=True)
-                drows.index_put_((target,), -pull[:, None] * h, accumulate=True)
-                dbias.index_put_((chosen,), push.sum(0), accumulate=True)
-                dbias.index_put_((target,), -pull, accumulate=True)
+                add_rows_(drows, chosen, push.T @ h)
+                add_rows_(drows, target, -pull[:, None] * h)
+                add_rows_(dbias, chosen, push.sum(0))
+                add_rows_(dbias, target, -pull)
     return total

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from models.ops import gpu, segments
+from models.ops.lookup import triton as lookup
 
 PROGRAMS = 512  # at least, where there is work for so many: a few for each processor
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -48,23 +49,26 @@ class Loss(torch.autograd.Function):
         targets: torch.Tensor,
         train: bool,
     ) -> torch.Tensor:
-        trained = (targets > 0).nonzero()[:, 0]
-        own = targets[trained]
-        x, w = hidden[trained].contiguous(), table.contiguous()
+        # What is trained comes first. Only the GPU knows how much that is: shapes are of all.
+        trained, order = (targets > 0).sort(descending=True, stable=True)
+        count, own = trained.sum(), targets[order]
+        x, w = hidden[order], table.contiguous()
         added = w.new_zeros(len(w), dtype=torch.float32) if bias is None else bias.contiguous()
-        log_totals = find_log_totals(x, w, added)
+        log_totals = find_log_totals(x, w, added, count)
         scores = (x.float() * w[own].float()).sum(1) + added[own]
         if train:
-            dx = find_hidden_gradient(x, w, added, log_totals) - w[own].float()
-            dtable, dbias = find_table_gradient(x, w, added, log_totals)
-            # index_put_ adds in a fixed order, which index_add_ does not.
-            dtable.index_put_((own,), -x.float(), accumulate=True)
-            dbias.index_put_((own,), own.new_full((), -1, dtype=torch.float32), accumulate=True)
-            dhidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
-            dhidden[trained] = dx
+            dx = find_hidden_gradient(x, w, added, log_totals, count) - w[own].float()
+            dtable, dbias = find_table_gradient(x, w, added, log_totals, count)
+            if len(x):
+                places = lookup.sort(torch.where(trained, own, -1))
+                minus = x.new_full((len(x),), -1, dtype=torch.float32)
+                lookup.add_rows_(dtable, places, x, minus)
+                lookup.add_rows_(dbias[:, None], places, minus[:, None])
+            dhidden = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
+            dhidden[order] = dx.where(trained[:, None], 0)
             ctx.save_for_backward(dhidden, dtable, dbias)
             ctx.dtype = hidden.dtype
-        return (log_totals - scores).double().sum().float()
+        return (log_totals - scores).where(trained, 0).double().sum().float()
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -100,39 +104,49 @@ def shares(kept: int, kept_tile: int, walked: int, walked_tile: int) -> tuple[in
     return tiles, max(1, min(triton.cdiv(walked, walked_tile), triton.cdiv(PROGRAMS, tiles)))
 
 
-def find_log_totals(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """log Σ_c exp(x · w_c + bias_c), fp32 ``[k]``."""
+def find_log_totals(
+    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor, count: torch.Tensor
+) -> torch.Tensor:
+    """log Σ_c exp(x · w_c + bias_c) of the first ``count`` (0-dim) tokens, fp32 ``[T]``."""
     if len(x) == 0:
         return x.new_zeros(0, dtype=torch.float32)
     sizes = sizes_of(x, w)
     grid = shares(len(x), sizes["TOKENS"], len(w), sizes["CLASSES"])
     parts = torch.empty(grid[1], len(x), dtype=torch.float32, device=x.device)
-    log_total_kernel[grid](x, w, bias, parts, **sizes)
+    log_total_kernel[grid](x, w, bias, count, parts, **sizes)
     return parts.logsumexp(0)
 
 
 def find_hidden_gradient(
-    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor, log_totals: torch.Tensor
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor,
+    log_totals: torch.Tensor,
+    count: torch.Tensor,
 ) -> torch.Tensor:
-    """Σ_c p_c w_c, fp32 ``[k, d]``."""
+    """Σ_c p_c w_c of the first ``count`` tokens, fp32 ``[T, d]``."""
     if len(x) == 0:
         return torch.zeros_like(x, dtype=torch.float32)
     sizes = sizes_of(x, w)
     grid = shares(len(x), sizes["TOKENS"], len(w), sizes["CLASSES"])
     parts = torch.empty(grid[1], *x.shape, dtype=torch.float32, device=x.device)
-    hidden_kernel[grid](x, w, bias, log_totals, parts, **sizes)
+    hidden_kernel[grid](x, w, bias, count, log_totals, parts, **sizes)
     return parts.sum(0)
 
 
 def find_table_gradient(
-    x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor, log_totals: torch.Tensor
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor,
+    log_totals: torch.Tensor,
+    count: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Σ_t p_t x_t, fp32 ``[C, d]``, and Σ_t p_t ``[C]``."""
+    """Σ_t p_t x_t over the first ``count`` tokens, fp32 ``[C, d]``, and Σ_t p_t ``[C]``."""
     sizes = sizes_of(x, w)
     grid = shares(len(w), sizes["CLASSES"], len(x), sizes["TOKENS"])
     parts = torch.empty(grid[1], *w.shape, dtype=torch.float32, device=x.device)
     of_bias = torch.empty(grid[1], len(w), dtype=torch.float32, device=x.device)
-    table_kernel[grid](x, w, bias, log_totals, parts, of_bias, **sizes)
+    table_kernel[grid](x, w, bias, count, log_totals, parts, of_bias, **sizes)
     if grid[1] == 1:
         return parts[0], of_bias[0]
     return parts.sum(0), of_bias.sum(0)
@@ -174,6 +188,7 @@ def log_total_kernel(
     hidden: tl.tensor,
     table: tl.tensor,
     bias: tl.tensor,
+    trained: tl.tensor,
     parts: tl.tensor,
     tokens: tl.tensor,
     classes: tl.tensor,
@@ -189,7 +204,9 @@ def log_total_kernel(
     best = tl.full((TOKENS,), float("-inf"), tl.float32)
     total = tl.zeros((TOKENS,), tl.float32)
     step = tl.num_programs(1) * CLASSES
-    for first in range(tl.program_id(1) * CLASSES, classes, step):
+    # Tokens past those that are trained are no work.
+    last = tl.where(tl.program_id(0) * TOKENS < tl.load(trained), classes, 0)
+    for first in range(tl.program_id(1) * CLASSES, last, step):
         klass = first + tl.arange(0, CLASSES)
         w = load_rows(table, klass, classes, width, WIDTH, FACTOR)
         logits = scores_of(x, w, bias, klass, classes, PRECISION)
@@ -205,6 +222,7 @@ def hidden_kernel(
     hidden: tl.tensor,
     table: tl.tensor,
     bias: tl.tensor,
+    trained: tl.tensor,
     log_totals: tl.tensor,
     parts: tl.tensor,
     tokens: tl.tensor,
@@ -221,7 +239,9 @@ def hidden_kernel(
     shift = tl.load(log_totals + token, token < tokens, 0.0) * LOG2_E
     gradient = tl.zeros((TOKENS, WIDTH), tl.float32)
     step = tl.num_programs(1) * CLASSES
-    for first in range(tl.program_id(1) * CLASSES, classes, step):
+    # Tokens past those that are trained are no work.
+    last = tl.where(tl.program_id(0) * TOKENS < tl.load(trained), classes, 0)
+    for first in range(tl.program_id(1) * CLASSES, last, step):
         klass = first + tl.arange(0, CLASSES)
         w = load_rows(table, klass, classes, width, WIDTH, FACTOR)
         p = tl.exp2(scores_of(x, w, bias, klass, classes, PRECISION) - shift[:, None])
@@ -237,6 +257,7 @@ def table_kernel(
     hidden: tl.tensor,
     table: tl.tensor,
     bias: tl.tensor,
+    trained: tl.tensor,
     log_totals: tl.tensor,
     parts: tl.tensor,
     of_bias: tl.tensor,
@@ -254,11 +275,12 @@ def table_kernel(
     gradient = tl.zeros((CLASSES, WIDTH), tl.float32)
     times = tl.zeros((CLASSES,), tl.float32)
     step = tl.num_programs(1) * TOKENS
-    for first in range(tl.program_id(1) * TOKENS, tokens, step):
+    last = tl.load(trained).to(tl.int32)
+    for first in range(tl.program_id(1) * TOKENS, last, step):
         token = first + tl.arange(0, TOKENS)
-        x = load_rows(hidden, token, tokens, width, WIDTH, FACTOR)
+        x = load_rows(hidden, token, last, width, WIDTH, FACTOR)
         # Past the last token the shift is so high that nothing is left.
-        shift = tl.load(log_totals + token, token < tokens, float("inf")) * LOG2_E
+        shift = tl.load(log_totals + token, token < last, float("inf")) * LOG2_E
         p = tl.exp2(scores_of(x, w, bias, klass, classes, PRECISION) - shift[:, None])
         gradient += tl.dot(tl.trans(p.to(FACTOR)), x, input_precision=PRECISION)
         times += tl.sum(p, 0)

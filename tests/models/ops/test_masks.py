@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from op_forms import compiled, threads
+from op_forms import compiled, threads, triton
 
 from models.ops import dropout, masks
 from models.ops.masks import reference
@@ -22,16 +22,32 @@ def test_philox_gives_the_published_words(rounds, words):
 
 @pytest.mark.parametrize("count", [1, 7, 64, 65, 1000, 4096])
 @pytest.mark.parametrize("p", [1e-4, 0.2, 0.5, 0.999])
-def test_both_forms_draw_the_same_bits(count, p):
+def test_all_forms_draw_the_same_bits(count, p):
     x = torch.ones(count)
     for value in (0, 1, 2**62 + 12345, -1):
         seed = torch.tensor(value)
         with compiled(True):
             bits = masks.draw_bits(x, p, seed).bits
-        assert bits is not None
-        drawn = (bits[:-1, None] >> torch.arange(8)) & 1
+        with triton() as device:
+            from models.ops.masks import triton as kernels
+
+            of_gpu = kernels.draw_bits(x.to(device), p, seed.to(device)).bits
         expected = reference.random_bits(seed, count) >= reference.threshold(p)
-        assert torch.equal(drawn.flatten()[:count].bool(), expected)
+        for found in (bits[:-1], of_gpu.cpu()):
+            drawn = (found[:, None] >> torch.arange(8)) & 1
+            assert torch.equal(drawn.flatten()[:count].bool(), expected)
+
+
+def test_the_bits_of_a_gpu_go_on_past_the_first_program():
+    with triton() as device:
+        from models.ops.masks import triton as kernels
+
+        count = 3 * kernels.TILES * reference.TILE + 5
+        found = kernels.draw_bits(
+            torch.ones(count).to(device), 0.3, torch.tensor(11, device=device)
+        ).bits
+    drawn = ((found.cpu()[:, None] >> torch.arange(8)) & 1).flatten()[:count].bool()
+    assert torch.equal(drawn, reference.random_bits(torch.tensor(11), count) >= 19661)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])

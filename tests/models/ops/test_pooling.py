@@ -1,5 +1,7 @@
 """Sums over segments, and their opposite: against a loop over segments in fp64."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,7 +37,7 @@ def test_segment_sum(shape, lengths, dtype):
 def test_spread(shape, lengths, dtype):
     offsets = offsets_of(lengths)
     assert_matches(
-        lambda values: ops.spread(values, offsets),
+        lambda values: ops.spread(values, offsets, sum(lengths)),
         lambda values: reference.spread(values, offsets),
         [normal(len(lengths), *shape, dtype=dtype)],
     )
@@ -63,6 +65,8 @@ def test_random_layouts(lengths, columns):
         ("segment_softmax", sum(lengths)),
     ):
         found, expected = getattr(ops, name), getattr(reference, name)
+        if name == "spread":
+            found = partial(found, tokens=sum(lengths))
         inputs = [normal(rows, columns)]
         assert_matches(
             lambda x, f=found: f(x, offsets), lambda x, f=expected: f(x, offsets), inputs
@@ -80,7 +84,7 @@ def test_sums_of_a_narrow_dtype_are_wide():
     halves = torch.full((4096, 1), 0.5, dtype=torch.bfloat16)
     assert ops.segment_sum(halves, offsets) == 2048
     row = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
-    ops.spread(row, offsets).backward(halves)
+    ops.spread(row, offsets, len(halves)).backward(halves)
     assert row.grad == 2048
 
 
@@ -114,9 +118,9 @@ X, OFFSETS = torch.ones(4, 6), torch.tensor([0, 1, 4])
         lambda: ops.segment_sum(X, OFFSETS.int()),
         lambda: ops.segment_sum(X, torch.tensor([0, 3, 2, 4])),
         lambda: ops.segment_sum(X[0, 0], OFFSETS),
-        lambda: ops.spread(X, OFFSETS),
-        lambda: ops.spread(X[:2], OFFSETS + 1),
-        lambda: ops.spread(X[0, 0], OFFSETS),
+        lambda: ops.spread(X, OFFSETS, 3),
+        lambda: ops.spread(X[:2], OFFSETS + 1, 4),
+        lambda: ops.spread(X[0, 0], OFFSETS, 3),
         lambda: ops.segment_softmax(X[:, 0], OFFSETS),
         lambda: ops.segment_softmax(X[:3], OFFSETS),
     ],

@@ -118,10 +118,11 @@ def test_full_softmax_loss_shows_what_is_not_a_number(device):
 
 
 # Tokens, width, rows, negatives, tokens of a block.
-SAMPLED = [(1, 3, 2, 1, 1), (97, 64, 33, 20, 97), (250, 20, 500, 300, 110), (400, 33, 90, 50, 1000)]
+SAMPLED = [(1, 3, 2, 1, 1), (97, 64, 33, 20, 97), (110, 20, 90, 70, 60), (60, 33, 90, 50, 1000)]
+LARGE = (250, 20, 500, 300, 110)
 
 
-def sampled_inputs(shape, dtype, with_bias):
+def sampled_inputs(shape, dtype, with_bias, device):
     """hidden, rows and bias; targets of which some are none and some among the negatives of their
     block, which name some rows twice; weights of the negatives."""
     tokens, width, classes, count, block = shape
@@ -133,14 +134,16 @@ def sampled_inputs(shape, dtype, with_bias):
     inputs = [normal(tokens, width, dtype=dtype), normal(classes, width, dtype=dtype)]
     if with_bias:
         inputs.append(normal(classes, dtype=dtype))
-    return inputs, targets, negatives, weights
+    inputs = [tensor.to(device) for tensor in inputs]
+    return inputs, targets.to(device), negatives.to(device), weights.to(device)
 
 
+@every_form
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("shape", SAMPLED)
-def test_sampled_softmax_loss(shape, with_bias, dtype):
-    inputs, *rest = sampled_inputs(shape, dtype, with_bias)
+def test_sampled_softmax_loss(shape, with_bias, dtype, device):
+    inputs, *rest = sampled_inputs(shape, dtype, with_bias, device)
     assert_matches(
         lambda h, w, b=None: ops.sampled_softmax_loss(h, w, b, *rest, shape[-1]),
         lambda h, w, b=None: sampled.softmax(h, w, b, *rest, shape[-1]),
@@ -149,11 +152,12 @@ def test_sampled_softmax_loss(shape, with_bias, dtype):
     )
 
 
+@every_form
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("shape", SAMPLED)
-def test_sampled_binary_loss(shape, with_bias, dtype):
-    inputs, targets, negatives, _ = sampled_inputs(shape, dtype, with_bias)
+def test_sampled_binary_loss(shape, with_bias, dtype, device):
+    inputs, targets, negatives, _ = sampled_inputs(shape, dtype, with_bias, device)
     assert_matches(
         lambda h, w, b=None: ops.sampled_binary_loss(h, w, b, targets, negatives, 0.3, shape[-1]),
         lambda h, w, b=None: sampled.binary(h, w, b, targets, negatives, 0.3, shape[-1]),
@@ -162,9 +166,11 @@ def test_sampled_binary_loss(shape, with_bias, dtype):
     )
 
 
+@every_form
 @pytest.mark.parametrize("scale", [1.0, 40.0])
-def test_sampled_losses_are_accurate_for_sharp_logits(scale):
-    inputs, targets, negatives, weights = sampled_inputs((250, 20, 500, 300, 110), torch.float32, 1)
+def test_sampled_losses_are_accurate_for_sharp_logits(scale, device):
+    shape = (70, 20, 90, 50, 40)
+    inputs, targets, negatives, weights = sampled_inputs(shape, torch.float32, True, device)
     inputs[0] *= scale
     wide = [tensor.double() for tensor in inputs]
     found = ops.sampled_softmax_loss(*inputs, targets, negatives, weights, 110)
@@ -175,9 +181,30 @@ def test_sampled_losses_are_accurate_for_sharp_logits(scale):
     assert abs(found - want) < 1e-6 * want
 
 
-def test_sampled_losses_without_any_target():
-    inputs = [normal(4, 8), normal(0, 8), normal(0)]
-    targets, negatives = torch.full((4,), -1), torch.zeros(0, 3, dtype=torch.int64)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sampled_losses_of_many_negatives(dtype, device):
+    inputs, targets, negatives, weights = sampled_inputs(LARGE, dtype, True, device)
+    rest = targets, negatives
+    assert_matches(
+        lambda *x: ops.sampled_softmax_loss(*x, *rest, weights, LARGE[-1]),
+        lambda *x: sampled.softmax(*x, *rest, weights, LARGE[-1]),
+        inputs,
+        slack=2,
+    )
+    assert_matches(
+        lambda *x: ops.sampled_binary_loss(*x, *rest, 0.3, LARGE[-1]),
+        lambda *x: sampled.binary(*x, *rest, 0.3, LARGE[-1]),
+        inputs,
+        slack=2,
+    )
+
+
+@every_form
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_sampled_losses_without_any_target(blocks, device):
+    inputs = [x.to(device) for x in (normal(4, 8), normal(blocks, 8), normal(blocks))]
+    targets = torch.full((4,), -1, device=device)
+    negatives = torch.zeros(blocks, 3, dtype=torch.int64, device=device)
     losses = [
         lambda *x: ops.sampled_softmax_loss(*x, targets, negatives, negatives.float(), 4),
         lambda *x: ops.sampled_binary_loss(*x, targets, negatives, 1.0, 4),
@@ -186,11 +213,28 @@ def test_sampled_losses_without_any_target():
         assert all((output == 0).all() for output in evaluate(loss, inputs))
 
 
-def test_sampled_losses_show_what_is_not_a_number():
-    rows = normal(50, 8)
+@every_form
+def test_sampled_losses_show_what_is_not_a_number(device):
+    rows = normal(50, 8).to(device)
     rows[3, 2] = float("nan")
-    targets, negatives = torch.arange(5, 10), torch.tensor([[1, 3]])
-    weights = torch.zeros(1, 2)
-    hidden = normal(5, 8)
+    targets, negatives = torch.arange(5, 10).to(device), torch.tensor([[1, 3]]).to(device)
+    weights = torch.zeros(1, 2, device=device)
+    hidden = normal(5, 8).to(device)
     assert ops.sampled_softmax_loss(hidden, rows, None, targets, negatives, weights, 5).isnan()
     assert ops.sampled_binary_loss(hidden, rows, None, targets, negatives, 1.0, 5).isnan()
+
+
+@pytest.mark.parametrize("programs", [1, 40])
+@pytest.mark.parametrize("device", ["triton"], indirect=True)
+def test_sampled_losses_however_they_are_shared_out(device, programs, monkeypatch):
+    from models.ops.sampled import triton as kernels
+
+    monkeypatch.setattr(kernels, "PROGRAMS", programs)
+    shape = (140, 20, 90, 40, 130)
+    inputs, *rest = sampled_inputs(shape, torch.float32, True, device)
+    assert_matches(
+        lambda *x: ops.sampled_softmax_loss(*x, *rest, shape[-1]),
+        lambda *x: sampled.softmax(*x, *rest, shape[-1]),
+        inputs,
+        slack=2,
+    )
