@@ -102,7 +102,7 @@ def whole(folder: Path) -> Any:
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_equals_the_whole_table(folder: Path, whole: dict[str, Any], workers: int) -> None:
-    mp.start_processes(worker, (workers, folder), workers, start_method="fork")
+    mp.spawn(worker, (workers, folder), workers)
     for rank in range(workers):
         found = pickle.loads((folder / f"{workers}-{rank}.pickle").read_bytes())
         assert found["results"] == whole["results"]
