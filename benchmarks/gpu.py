@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ class Bench:
             end.record()
             end.synchronize()
             taken.append(start.elapsed_time(end))
-        return statistics.median(taken)
+        middle: float = statistics.median(taken)
+        return middle
 
     def floor(self, bytes_moved: float, operations: float = 0) -> float:
         """Milliseconds: what memory and arithmetic take where one hides the other."""
@@ -275,8 +277,8 @@ def parity(bench: Bench) -> None:
             [normal(tokens, 2, 16) for _ in range(3)],
         ),
         "norm, dropout": (
-            lambda *x: ops.dropout_add_norm(*x, 0.3, True),
-            lambda *x: norm.add_norm(*x, 0.3, drawn(0.3, bench.device), 1e-5),
+            lambda x, r, w, b: ops.dropout_add_norm(x, r, w, b, 0.3, True),
+            lambda x, r, w, b: norm.add_norm(x, r, w, b, 0.3, drawn(0.3, bench.device), 1e-5),
             [normal(tokens, d), normal(tokens, d), normal(d), normal(d)],
         ),
         "gelu, dropout": (
@@ -319,7 +321,7 @@ def parity(bench: Bench) -> None:
             bench.case(
                 "parity",
                 f"{name}, {dtype}".replace("torch.", ""),
-                lambda o=operation, r=reference, i=inputs, t=dtype: compare(bench, o, r, i, t),
+                partial(compare, bench, operation, reference, inputs, dtype),
             )
 
     def best_slots() -> Row:
@@ -620,7 +622,7 @@ def main_steps(bench: Bench) -> None:
             bench.case(
                 "steps",
                 f"lrurec, sampled, {tokens:,} tokens, {kind}",
-                lambda t=tokens, n=narrow: trained(bench, "lrurec", SAMPLED, t, n),
+                partial(trained, bench, "lrurec", SAMPLED, tokens, narrow),
             )
     bench.case(
         "steps",
@@ -641,7 +643,7 @@ def other_steps(bench: Bench) -> None:
         bench.case(
             "steps",
             f"{name}, sampled, {tokens:,} tokens, bf16 weights",
-            lambda n=name: trained(bench, n, SAMPLED, tokens),
+            partial(trained, bench, name, SAMPLED, tokens),
         )
 
 
