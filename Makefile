@@ -6,8 +6,12 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
-# A checkout of the published LRURec code, to be measured beside ours by `make bench`.
+# What `make bench` measures beside longhaul: a checkout of the published LRURec code, and the
+# interpreters of environments with RecTools and with RecBole (and for the checkout, if not ours).
 LRUREC ?=
+LRUREC_PYTHON ?=
+RECTOOLS ?=
+RECBOLE ?=
 
 .PHONY: demo test test-all lint format bench clean
 
@@ -44,7 +48,8 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/installed
-	$(BIN)/python -m benchmarks.training_throughput --published "$(LRUREC)"
+	$(BIN)/python -m benchmarks.bench --published "$(LRUREC)" \
+		--published-python "$(LRUREC_PYTHON)" --rectools "$(RECTOOLS)" --recbole "$(RECBOLE)"
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -135,8 +135,7 @@ class Bench:
             end.record()
             end.synchronize()
             taken.append(start.elapsed_time(end))
-        middle: float = statistics.median(taken)
-        return middle
+        return float(statistics.median(taken))
 
     def floor(self, bytes_moved: float, operations: float = 0) -> float:
         """Milliseconds: what memory and arithmetic take where one hides the other."""
@@ -277,8 +276,8 @@ def parity(bench: Bench) -> None:
             [normal(tokens, 2, 16) for _ in range(3)],
         ),
         "norm, dropout": (
-            lambda x, r, w, b: ops.dropout_add_norm(x, r, w, b, 0.3, True),
-            lambda x, r, w, b: norm.add_norm(x, r, w, b, 0.3, drawn(0.3, bench.device), 1e-5),
+            lambda x, y, w, b: ops.dropout_add_norm(x, y, w, b, 0.3, True),
+            lambda x, y, w, b: norm.add_norm(x, y, w, b, 0.3, drawn(0.3, bench.device), 1e-5),
             [normal(tokens, d), normal(tokens, d), normal(d), normal(d)],
         ),
         "gelu, dropout": (

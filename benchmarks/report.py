@@ -1,11 +1,14 @@
-"""Where a benchmark's result goes: dated Markdown that names machine, versions and commit."""
+"""Where a benchmark's result goes: dated Markdown, and JSON beside it where a program would read
+it, that name machine, versions and commit."""
 
 import datetime
+import json
 import os
 import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.train.run import versions
 
@@ -14,14 +17,25 @@ RESULTS = Path(__file__).parent / "results"
 
 def surroundings(threads: int) -> list[str]:
     """Date, machine, versions and commit as Markdown lines."""
-    found = dict(versions())
-    commit = found.pop("commit")
-    names = ", ".join(f"{package} {version}" for package, version in found.items())
+    found = facts()
+    names = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
     return [
-        f"- {datetime.date.today().isoformat()}, commit {commit}",
-        f"- {_processor()}, {os.cpu_count()} cores, {threads} threads used",
+        f"- {found['date']}, commit {found['commit']}",
+        f"- {found['processor']}, {found['cores']} cores, {threads} threads used",
         f"- {names}",
     ]
+
+
+def facts() -> dict[str, Any]:
+    """Date, machine, versions and commit for a program."""
+    found = dict(versions())
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": found.pop("commit"),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "versions": found,
+    }
 
 
 def peers(python: str, *packages: str) -> str:
@@ -45,10 +59,17 @@ def _processor() -> str:
     return platform.processor()
 
 
-def write_result(name: str, lines: Sequence[str]) -> None:
-    """Print the result and keep it under today's date."""
+def write_result(name: str, lines: Sequence[str], measured: dict[str, Any] | None = None) -> None:
+    """Print the result and keep it under today's date; ``measured`` as JSON with the facts."""
     text = "\n".join([*lines, ""])
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{datetime.date.today().isoformat()}-{name}.md"
     path.write_text(text)
     print(f"{text}\nwritten to {path}")
+    if measured is not None:
+        write_json(path.with_suffix(".json"), measured)
+
+
+def write_json(path: Path, measured: dict[str, Any]) -> None:
+    """The facts, and under ``measured`` what was."""
+    path.write_text(json.dumps(facts() | {"measured": measured}, indent=1) + "\n")

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,7 +56,10 @@ def measured(
 
 
 def steps(recipe: Recipe, here: World, seconds: float) -> dict[str, Any]:
-    """Train for about ``seconds``. bytes: what rank 0 sends and gets in a step."""
+    """Train for about ``seconds``.
+
+    bytes: what rank 0 sends and gets in a step; collectives: of them, and calls, by collective.
+    """
     moved = Traffic(here.world_size)
     with moved.counted():  # from before the engine, which may keep the functions
         return _steps(recipe, here, seconds, moved)
@@ -80,7 +84,8 @@ def _steps(recipe: Recipe, here: World, seconds: float, moved: "Traffic") -> dic
     targets = epoch = 0
     while len(taken) <= _WARM or sum(taken[_WARM:]) < seconds:
         if len(taken) == _WARM:
-            moved.bytes, targets = 0, 0
+            moved.forget()
+            targets = 0
         began = time.perf_counter()
         step = stream.next_step()
         asked, segments = here.sum_integers([step.targets, step.segments]).tolist()
@@ -102,15 +107,23 @@ def _steps(recipe: Recipe, here: World, seconds: float, moved: "Traffic") -> dic
         "steps": len(timed),
         "targets_per_second": targets / sum(timed),
         "growth": max(here.gather(_peak() - before)),
-        "bytes": moved.bytes / len(timed),
+        "bytes": sum(moved.bytes.values()) / len(timed),
+        "collectives": {
+            name: {"bytes": moved.bytes[name] / len(timed), "calls": calls / len(timed)}
+            for name, calls in moved.calls.items()
+        },
     }
 
 
 class Traffic:
-    """Bytes that a rank sends and gets, as good algorithms of each collective move them."""
+    """Bytes that a rank sends and gets, as good algorithms of each collective move them.
+
+    bytes, calls: by the name of the collective in ``torch.distributed``.
+    """
 
     def __init__(self, world_size: int) -> None:
-        self.bytes = 0.0
+        self.bytes: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
         others = (world_size - 1) / world_size
         # By name: how often the larger of its tensors passes, each way.
         self._passes = {
@@ -124,6 +137,11 @@ class Traffic:
             "broadcast": others,
             "reduce": others,
         }
+
+    def forget(self) -> None:
+        """Count anew."""
+        self.bytes.clear()
+        self.calls.clear()
 
     def counted(self) -> ExitStack:
         """A context in which collectives are counted, whoever calls them."""
@@ -140,7 +158,8 @@ class Traffic:
             tensors = [*given, *named.values()]
             sizes = [t.nbytes for t in tensors if isinstance(t, torch.Tensor)]
             lists = [sum(t.nbytes for t in part) for part in tensors if _of_tensors(part)]
-            self.bytes += 2 * self._passes[name] * max(sizes + lists, default=0)
+            self.bytes[name] += round(2 * self._passes[name] * max(sizes + lists, default=0))
+            self.calls[name] += 1
             return own(*given, **named)
 
         return call

@@ -9,6 +9,7 @@ from pipeline.config import Recipe
 from pipeline.manifest import Dataset
 from pipeline.stream.stream import Stream
 from pipeline.train.assembly import build_engine
+from pipeline.train.engine import Engine
 from pipeline.world import World
 
 
@@ -36,10 +37,10 @@ def targets_an_epoch(recipe: Recipe, dataset: Dataset) -> int:
     return targets
 
 
-def updates(recipe: Recipe, dataset: Dataset) -> Iterator[int]:
-    """One update an iteration; its number of targets. Goes on for ever."""
+def updates(recipe: Recipe, dataset: Dataset, engine: Engine | None = None) -> Iterator[int]:
+    """One update an iteration; its number of targets. Goes on for ever; a new engine by default."""
     stream = stream_of(recipe, dataset)
-    engine = build_engine(recipe, dataset, World(0, 1, torch.device("cpu")))
+    engine = engine or build_engine(recipe, dataset, World(0, 1, torch.device("cpu")))
     epoch = 0
     while True:
         step = stream.next_step()

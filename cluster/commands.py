@@ -1,4 +1,4 @@
-"""The commands that hand runs to clusters, and many runs to Ray Tune."""
+"""The commands that plan runs on clusters, hand them over, and many runs to Ray Tune."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,8 +16,64 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Make the commands part of the application."""
-    for command in (launch, sweep):
+    for command in (plan, launch, sweep):
         app.command()(command)
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe, as configs/demo.yaml.")],
+    overrides: Overrides = None,
+    cluster: Annotated[str, typer.Option(help="The cluster's specification, a YAML file.")] = "",
+    workers: Annotated[
+        str, typer.Option(metavar="N,N...", help="Numbers of workers, a column each.")
+    ] = "",
+    events: Annotated[
+        float | None, typer.Option(min=1, help="Training events, where there is no data set.")
+    ] = None,
+    items: Annotated[
+        float | None, typer.Option(min=2, help="Items, where there is no data set.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run would take on a cluster: time of a step by part, memory, hours, price.
+
+    [bold]longhaul plan RECIPE --cluster configs/clusters/slurm.yaml --workers 1,8,16,32[/bold]
+
+    [bold]longhaul plan RECIPE --cluster SPEC train.table.home=sharded --json[/bold]
+
+    [bold]longhaul plan RECIPE --cluster SPEC --events 5e9 --items 1e7[/bold]   (no data set yet)
+
+    A model of the cost, no measurement (docs/scaling.md): what it rests on stands below the table.
+    The machines are the part hardware of SPEC, as [bold]hardware: {device: h100}[/bold].
+    """
+    from rich.console import Console
+
+    from cluster.plan.counts import counts_of
+    from cluster.plan.estimate import estimate
+    from cluster.plan.show import notes_of, table_of_plan
+    from cluster.spec import ClusterSpec, load_spec
+    from pipeline.config import load_recipe
+
+    numbers = _numbers(workers)
+    spec = load_spec(cluster) if cluster else ClusterSpec()
+    loaded = load_recipe(recipe, overrides or [])
+    given = [None if number is None else round(number) for number in (events, items)]
+    counts = counts_of(loaded, *given)
+    found = estimate(loaded, spec, counts, numbers)
+    if as_json:
+        print_json(found.as_document())
+        return
+    Console().print(table_of_plan(found))
+    for note in notes_of(found):
+        typer.echo(f"- {note}")
+
+
+def _numbers(text: str) -> list[int]:
+    """``1,2,4`` as numbers, each once, in order."""
+    found = {part.strip() for part in text.split(",") if part.strip()}
+    if not all(part.isdecimal() and int(part) for part in found):
+        raise LonghaulError(f"--workers {text!r} is no list of numbers of workers, as 1,2,4")
+    return sorted(map(int, found))
 
 
 def launch(
@@ -103,12 +159,12 @@ def sweep(
     from rich.console import Console
 
     from cluster.sweep.outcome import check_record, outcomes, unfinished
-    from cluster.sweep.plan import plan
+    from cluster.sweep.plan import plan as plan_of
     from cluster.sweep.report import table_of_trials, write_picture
     from cluster.sweep.spec import load_sweep_spec
     from pipeline.progress import bar
 
-    planned = plan(load_sweep_spec(spec), overrides or [])
+    planned = plan_of(load_sweep_spec(spec), overrides or [])
     if dry_run:
         check_record(planned)
         found = outcomes(planned)

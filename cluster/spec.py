@@ -1,7 +1,7 @@
 """The cluster that runs are launched on: nodes, workers, image, queue, time, environment, secrets.
 
-One specification serves every launcher; what only one of them knows stands in a part of its own. It
-never holds a secret: it says where one lies.
+One specification serves every launcher; what only one of them knows stands in a part of its own, so
+does what only ``longhaul plan`` asks for. It never holds a secret: it says where one lies.
 """
 
 from pathlib import PurePosixPath
@@ -20,9 +20,11 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config import read_yaml, tell
+from cluster.hardware import HardwarePart
+from pipeline.config import read_yaml
 from pipeline.duration import parse_duration
 from pipeline.errors import LonghaulError
+from pipeline.mistakes import tell
 from pipeline.secrets import looks_secret
 
 SECONDS = 10**9  # nanoseconds
@@ -139,6 +141,7 @@ class ClusterSpec(_Part):
     env: dict[str, str] = {}
     secrets: dict[str, Secret] = Field({}, description="environment variable: where it lies")
     price_per_hour: PositiveFloat | None = Field(None, description="of a node, for longhaul runs")
+    hardware: HardwarePart = HardwarePart()
     ray: RayPart = RayPart()
     slurm: SlurmPart = SlurmPart()
     kubernetes: KubernetesPart = KubernetesPart()

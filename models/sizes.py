@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.base import ModelConfig
+from models.base import ModelConfig, SequentialModel
 from models.registry import build, config_of
 
 _WIDTHS: dict[str, dict[str, Any]] = {
@@ -79,7 +79,6 @@ def profile(name: str, size: str, catalogue_size: int, length: int) -> Profile:
     state = None
     if config.causal:
         state = sum(t.numel() * t.element_size() for t in model.init_state(1).values())
-    maps = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     return Profile(
         model=name,
         size=size,
@@ -87,9 +86,14 @@ def profile(name: str, size: str, catalogue_size: int, length: int) -> Profile:
         parameters=parameters,
         trunk=parameters - table,
         state_bytes=state,
-        flops=2 * maps + model.mixing_flops(length),
+        flops=linear_flops(model) + model.mixing_flops(length),
         length=length,
     )
+
+
+def linear_flops(model: SequentialModel) -> int:
+    """Of the trunk's linear maps, forward, a token."""
+    return 2 * sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
 
 
 def profiles(catalogue_size: int, length: int) -> list[Profile]:

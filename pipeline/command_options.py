@@ -84,7 +84,7 @@ def validated(model: "type[BaseModel]", values: dict[str, Any]) -> Any:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        from pipeline.config import tell
+        from pipeline.mistakes import tell
 
         raise LonghaulError(tell(error, model, given)) from error
 

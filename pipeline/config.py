@@ -4,11 +4,8 @@ Every part is declared beside the code it steers (the model's settings beside th
 beside the cutting of segments); this module puts them together and tells mistakes in one line.
 """
 
-import difflib
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -30,6 +27,7 @@ from models.losses import LossConfig
 from pipeline import storage
 from pipeline.errors import LonghaulError
 from pipeline.evaluate import Protocol
+from pipeline.mistakes import nearest, tell
 from pipeline.serve.config import ServingConfig
 from pipeline.stream.objective import Objective
 from pipeline.stream.reader import ReadingConfig
@@ -96,6 +94,11 @@ class TrainConfig(_Part):
 
     steps: int = Field(ge=1, description="optimizer steps at most")
     seed: int = Field(0, ge=0, description="of weights, order, masks, dropout and negatives")
+    init_from: str | None = Field(
+        None,
+        description="URL of a run or a bundle whose weights to begin with, items by their keys; "
+        "its optimizer's state is not taken over",
+    )
     objective: Objective = Objective()
     loss: LossConfig = LossConfig()
     engine: Literal["deepspeed", "torch"] = Field(
@@ -275,12 +278,21 @@ class Recipe(_Part):
         """The folder of the run."""
         return storage.join(storage.absolute(self.runs), self.name)
 
+    def absolute(self) -> dict[str, Any]:
+        """The recipe as a document, of which no place depends on the working directory."""
+        document = self.model_dump(mode="json")
+        document["runs"] = storage.absolute(self.runs)
+        document["data"]["path"] = storage.absolute(self.data.path)
+        if self.train.init_from is not None:
+            document["train"]["init_from"] = storage.absolute(self.train.init_from)
+        return document
+
     def identity(self) -> dict[str, Any]:
         """What the run computes: the recipe without places, reading, serving, logging, retention.
 
         Engine and ZeRO stage are places too: they decide where state lies, not what it is.
         """
-        document = self.model_dump(mode="json")
+        document = self.absolute()
         for key in ("runs", "placement", "reading", "serving", "tracking", "schema_version"):
             del document[key]
         for key in (
@@ -356,49 +368,3 @@ def assign(document: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(node, dict):
             raise LonghaulError(f"override {key}: {part} is a value, it has no keys below it")
     node[last] = value
-
-
-def nearest(name: str, valid: Sequence[str]) -> str:
-    """The end of an error on an unknown name: the valid one that is nearest, or all."""
-    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are: {', '.join(valid)}"
-
-
-def tell(error: ValidationError, schema: type[BaseModel], document: Any) -> str:
-    """The first mistake of a validation in one line: key, what is wrong, nearest valid name."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    key = ".".join(path) or "recipe"
-    if first["type"] == "extra_forbidden":
-        owner = _schema_at(schema, path[:-1], document)
-        return f"unknown key {key!r}{nearest(path[-1], list(owner.model_fields))}"
-    if first["type"] == "missing":
-        return f"key {key!r} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    if not path:
-        return message
-    if first["type"] in ("value_error", "assertion_error"):
-        return f"{key}: {message}"
-    return f"{key}: {message}, not {first['input']!r}"
-
-
-def _schema_at(schema: type[BaseModel], path: Sequence[str], document: Any) -> type[BaseModel]:
-    """The class that declares the keys at ``path``; the model's class depends on its name."""
-    parts = iter(path)
-    for part in parts:
-        document = document.get(part) if isinstance(document, dict) else None
-        if part not in schema.model_fields:
-            break
-        annotation: Any = schema.model_fields[part].annotation
-        if typing.get_origin(annotation) is dict:  # of names that the user chose
-            annotation = typing.get_args(annotation)[1]
-            next(parts, None)
-        if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-            annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
-        if annotation is ModelConfig and isinstance(document, dict):
-            annotation = models.config_of(document["name"])
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            schema = annotation
-    return schema

@@ -156,17 +156,21 @@ class Dataset:
 
     def read_items(self) -> pa.Table:
         """The item map, row ``i - 1`` for item ``i``: item, key, events, train_events."""
-        return self._read_map(self.manifest.items)
+        return parquet_rows(self.item_map())
+
+    def item_map(self) -> bytes:
+        """The file that ``read_items`` reads, checked."""
+        return self._checked(self.manifest.items)
 
     def read_users(self, shard: int) -> pa.Table:
         """The users of a shard, by (hash, key): key, member (in the shard), position, events."""
-        return self._read_map(self.manifest.user_keys[shard])
+        return parquet_rows(self._checked(self.manifest.user_keys[shard]))
 
     def first_member(self, shard: int) -> int:
         """Which member is the first of a shard."""
         return self.shard.index(self.manifest.shards[shard].path)
 
-    def _read_map(self, file: File) -> pa.Table:
+    def _checked(self, file: File) -> bytes:
         url = self.locate(file.path)
         content = storage.read_bytes(url)
         if sha256(content) != file.sha256:
@@ -174,7 +178,7 @@ class Dataset:
                 f"{url} is damaged: it does not have the hash in {MANIFEST}; "
                 "copy or prepare the data set again"
             )
-        return _rows(content)
+        return content
 
     def name(self, member: int) -> str:
         """Shard and member in words, for errors."""
@@ -258,7 +262,7 @@ def open_dataset(url: str) -> Dataset:
             f"{index_url} is not the index that {MANIFEST} names (its hash differs); "
             "copy or prepare the data set again"
         )
-    table = _rows(content).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+    table = parquet_rows(content).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
     columns = {name: table.column(name) for name in INDEX_SCHEMA.names}
 
     def integers(name: str) -> np.ndarray:
@@ -281,6 +285,6 @@ def open_dataset(url: str) -> Dataset:
     )
 
 
-def _rows(content: bytes) -> pa.Table:
+def parquet_rows(content: bytes) -> pa.Table:
     """The rows of a Parquet file. Not ``pq.read_table``, which loads pandas too."""
     return pq.ParquetFile(io.BytesIO(content)).read()

@@ -62,12 +62,12 @@ def evaluate(
     from pipeline.progress import bar
     from pipeline.tracking.evaluations import track_evaluations
     from pipeline.train.run import load_config
-    from pipeline.train.trained import load_trained
+    from pipeline.train.trained import load_together
 
     placement = load_config(run).placement
     surroundings = world.torchrun if world.inside_torchrun() else world.alone
     with surroundings(placement.device, placement.threads) as here, bar("evaluate") as progress:
-        trained = load_trained(run, here.device, _warn, newest)
+        trained = load_together(run, here, _warn, newest)
         kept = trained.recipe.evaluation.model_dump()
         protocol = validated(Protocol, {**kept, **_changes(overrides), "split": split})
         evaluations = list(

@@ -59,6 +59,7 @@ def test_the_page_is_read_as_it_is_meant() -> None:
     assert sections == {
         "Installation": [True],
         "A laptop": [False, False],
+        "Every day anew": [False],
         "A log for a load test": [True],
         "One server with GPUs": [True],
         "A Ray cluster": [True, True],

@@ -62,9 +62,7 @@ def call(command: list[str], given: str = "", where: str = "") -> str:
 
 def place(recipe: Recipe, spec: ClusterSpec) -> Job:
     """The recipe on all of the cluster's workers. Raises LonghaulError where it does not fit."""
-    document = recipe.model_dump(mode="json")
-    document["runs"] = storage.absolute(recipe.runs)
-    document["data"]["path"] = storage.absolute(recipe.data.path)
+    document = recipe.absolute()
     document["placement"] |= {
         "workers": spec.workers,
         "launcher": "ray",

@@ -90,7 +90,10 @@ def _check(job: Job) -> None:
         raise LonghaulError(
             "a Kueue queue admits a fixed number of nodes: nodes is one number, or queue goes"
         )
-    for key, url in {"runs": job.recipe.runs, "data.path": job.recipe.data.path}.items():
+    places = {"runs": job.recipe.runs, "data.path": job.recipe.data.path}
+    if job.recipe.train.init_from is not None:
+        places["train.init_from"] = job.recipe.train.init_from
+    for key, url in places.items():
         mounted = any(_below(url, path) for path in spec.kubernetes.volumes)
         if storage.is_local(url) and not mounted:
             raise LonghaulError(

@@ -128,10 +128,9 @@ def _of_trial(recipe: Recipe, spec: SweepSpec, metric: str, runs: str, number: i
     """The run's own recipe: its name, absolute places, one node, one process or torchrun."""
     placement, tracking = recipe.placement, recipe.tracking
     workers = placement.least_workers
-    document = recipe.model_dump(mode="json")
+    document = recipe.absolute()
     document["name"] = f"{spec.name}-{number:03d}"
     document["runs"] = runs
-    document["data"]["path"] = storage.absolute(recipe.data.path)
     document["train"]["validation"]["metric"] = metric
     document["tracking"] |= {"group": spec.name, "tags": [*tracking.tags, "sweep"]}
     document["placement"] |= {

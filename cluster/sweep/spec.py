@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from cluster.sweep.space import Draw, size_of
 from pipeline import storage
-from pipeline.config import read_yaml, tell
+from pipeline.config import read_yaml
 from pipeline.errors import LonghaulError
+from pipeline.mistakes import tell
 
 _PLACES = ("name", "runs", "placement", "reading", "tracking")
 

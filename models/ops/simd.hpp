@@ -1,5 +1,6 @@
-// Eight-lane vectors of the kernels, on the compiler's portable vector types: loads and stores of
-// float and bfloat16, exp, and sums over lanes in a fixed order.
+// Vectors of the kernels, on the compiler's portable vector types: loads and stores of float and
+// bfloat16, exp, and sums over lanes in a fixed order. Eight lanes; where products count, as many
+// as the processor takes at once.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +16,25 @@ typedef float f32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
 typedef uint32_t u32x8 __attribute__((vector_size(32)));
 typedef uint16_t u16x8 __attribute__((vector_size(16)));
+#ifdef __AVX512F__
+typedef float f32wide __attribute__((vector_size(64)));
+#else
+typedef f32x8 f32wide;
+#endif
+constexpr int LANES = sizeof(f32wide) / sizeof(float);
 
 struct bf16 {
     uint16_t bits;
 };
 
 inline f32x8 splat(float v) { return f32x8{v, v, v, v, v, v, v, v}; }
+
+inline f32wide load_wide(const float* from) {
+    f32wide value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+inline void store_wide(float* to, f32wide value) { std::memcpy(to, &value, sizeof value); }
 
 inline f32x8 widen(f32x8 value) { return value; }
 inline f32x8 widen(u16x8 bits) {
@@ -77,33 +91,50 @@ inline f32x8 maximum(f32x8 a, f32x8 b) {
 #endif
 }
 
+#ifdef __AVX512F__
+inline f32wide maximum(f32wide a, f32wide b) {
+    return (f32wide)_mm512_max_ps((__m512)a, (__m512)b);
+}
+#endif
+
 inline float sum(f32x8 v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
-inline float maximum(f32x8 v) {
+template <typename V>
+inline float maximum(V v) {
     float best = v[0];
-    for (int lane = 1; lane < 8; ++lane) best = best < v[lane] ? v[lane] : best;
+    for (unsigned lane = 1; lane < sizeof v / sizeof best; ++lane)
+        best = best < v[lane] ? v[lane] : best;
     return best;
 }
+#ifdef __AVX512F__
+inline float sum(f32wide v) {
+    f32x8 halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return sum(halves[0] + halves[1]);
+}
+#endif
 
 // exp for x <= 0 with a relative error of about 1e-7; from -87 down it stays at exp(-87).
 // x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) by its Taylor polynomial, 2^n by the exponent bits.
-inline f32x8 exp_negative(f32x8 x) {
-    x = maximum(splat(-87.0f), x);
+template <typename V>
+inline V exp_negative(V x) {
+    typedef decltype(x < x) Integers;
+    x = maximum(V{} - 87.0f, x);
     const float round_to_integer = 12582912.0f;  // 1.5 * 2^23
-    f32x8 shifted = x * 1.44269504f + round_to_integer;
-    f32x8 n = shifted - round_to_integer;
-    f32x8 r = x - n * 0.693359375f;
+    V shifted = x * 1.44269504f + round_to_integer;
+    V n = shifted - round_to_integer;
+    V r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
-    f32x8 p = splat(1.0f / 720);
+    V p = V{} + 1.0f / 720;
     p = p * r + 1.0f / 120;
     p = p * r + 1.0f / 24;
     p = p * r + 1.0f / 6;
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    i32x8 power = ((i32x8)shifted << 23) + 0x3f800000;
-    return p * (f32x8)power;
+    Integers power = ((Integers)shifted << 23) + 0x3f800000;
+    return p * (V)power;
 }
 
 }  // namespace longhaul

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.config import nearest
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.intervals import Z
 from pipeline.evaluate.per_user import PerUser, read_parts
 from pipeline.evaluate.protocol import Protocol
 from pipeline.evaluate.significance import holm, sign_flip
+from pipeline.mistakes import nearest
 
 SAMPLES = 10_000
 

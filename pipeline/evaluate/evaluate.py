@@ -58,11 +58,20 @@ class ModelScorer:
     def score(self, batch: PackedBatch) -> TableScores:
         """See ``Scorer``. Large batches are encoded in parts, whole segments in each."""
         batch = with_gap(batch) if self._masks else batch
-        last = []
-        for part in _parts(batch):
-            here = part.to(self._table.device)
-            last.append(self._model.encode(here)[here.offsets[1:] - 1].float())
-        return TableScores(torch.cat(last), self._table, self._bias)
+        return TableScores(
+            last_hidden(self._model.encode, batch, self._table.device), self._table, self._bias
+        )
+
+
+def last_hidden(
+    encode: Callable[[PackedBatch], torch.Tensor], batch: PackedBatch, device: torch.device
+) -> torch.Tensor:
+    """The hidden state at the end of each segment, fp32 ``[S, d]``."""
+    last = []
+    for part in _parts(batch):
+        here = part.to(device)
+        last.append(encode(here)[here.offsets[1:] - 1].float())
+    return torch.cat(last)
 
 
 def _parts(batch: PackedBatch) -> Iterator[PackedBatch]:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from models.batch import PackedBatch
-from pipeline.evaluate.evaluate import with_gap
+from pipeline.evaluate.evaluate import last_hidden, with_gap
 from pipeline.evaluate.scores import TILES, TableScores
 from pipeline.world import World
 
@@ -44,10 +44,10 @@ class ShardedScorer:
 
     def score(self, batch: PackedBatch) -> "ShardedScores":
         """See ``Scorer``."""
-        batch = (with_gap(batch) if self._masks else batch).to(self._world.device)
+        batch = with_gap(batch) if self._masks else batch
         self._table.fetch(batch.items, training=False)
-        hidden = self._model.encode(batch)
-        return ShardedScores(hidden[batch.offsets[1:] - 1].float(), self._table, self._world)
+        hidden = last_hidden(self._model.encode, batch, self._world.device)
+        return ShardedScores(hidden, self._table, self._world)
 
 
 class ShardedScores(TableScores):

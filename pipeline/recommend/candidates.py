@@ -18,9 +18,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from pipeline import storage
-from pipeline.config import nearest
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset
+from pipeline.mistakes import nearest
 
 _KEY_COLUMNS = ("key", "item")
 _ROWS = 65_536  # of a table of items, in memory at a time

@@ -22,9 +22,9 @@ def table_of_models(profiles: list[Profile], items: int) -> Table:
             profile.size,
             str(profile.settings.d),
             str(profile.settings.model_dump()["blocks"]),
-            _short(profile.trunk),
-            _short(profile.parameters),
-            "-" if state is None else f"{_short(state)}B",
+            short(profile.trunk),
+            short(profile.parameters),
+            "-" if state is None else f"{short(state)}B",
             f"{profile.flops / 1e6:,.2f}",
         )
     table.caption = (
@@ -48,13 +48,13 @@ def table_of_forecast(found: Forecast) -> Table:
     table.add_row("parameters, of them the item table", f"{found.parameters:,}, {found.table:,}")
     table.add_section()
     for name, size in found.memory.items():
-        table.add_row(f"{name} of a worker", f"{_short(size)}B")
-    table.add_row("together", f"{_short(sum(found.memory.values()))}B")
+        table.add_row(f"{name} of a worker", f"{short(size)}B")
+    table.add_row("together", f"{short(sum(found.memory.values()))}B")
     table.add_section()
-    table.add_row("a checkpoint", f"{_short(found.checkpoint_bytes)}B")
+    table.add_row("a checkpoint", f"{short(found.checkpoint_bytes)}B")
     kept = found.checkpoints_kept * found.checkpoint_bytes
-    table.add_row(f"{found.checkpoints_kept} checkpoints kept", f"{_short(kept)}B")
-    table.caption = "activations are measured on a small batch; libraries and ranking are not in it"
+    table.add_row(f"{found.checkpoints_kept} checkpoints kept", f"{short(kept)}B")
+    table.caption = "at the peak, with a checkpoint under way; libraries and ranking are not in it"
     return table
 
 
@@ -117,7 +117,7 @@ def time_in_words(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """A count in three figures: 12.3k, 45.6M, 1.2G."""
     for unit in ("", "k", "M"):
         if number < 1000:

@@ -34,7 +34,6 @@ def build_engine(recipe: Recipe, dataset: Dataset, world: World) -> Engine:
         fetched.to_dtype(torch.bfloat16)
     table = ShardedTable(
         fetched,
-        items,
         config.table,
         config.optimizer,
         world,

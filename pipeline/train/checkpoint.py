@@ -57,6 +57,20 @@ class Best(_Part):
     value: float
 
 
+class Origin(_Part):
+    """The weights that a run began with. sha256: of the files of the checkpoint or bundle.
+
+    Items that kept their rows, that were new, and that the data set no longer has.
+    """
+
+    url: str
+    step: int
+    sha256: str
+    items_kept: int
+    items_new: int
+    items_gone: int
+
+
 class TrainState(_Part):
     """All that a run needs beside its tensors to go on as if nothing had happened."""
 
@@ -68,6 +82,7 @@ class TrainState(_Part):
     validations_without_best: int = 0
     validation: dict[str, float] | None = None  # at this very step
     skipped: list[int] = []  # steps passed over: read, not trained
+    begun_with: Origin | None = None  # None where it began with weights of its own
 
     @property
     def updates(self) -> int:
@@ -97,6 +112,7 @@ class Commit(_Part):
     """What is in ``checkpoint.json``.
 
     shapes: of the parameters by name, and by ``KIND/NAME`` where one kind has another shape.
+    items: sha256 of ``RUN/items.parquet``; older runs have none.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -106,6 +122,7 @@ class Commit(_Part):
     recipe: dict[str, Any]
     recipe_hash: str
     catalogue_size: int
+    items: str | None = None
     world_size: int
     attempt: int
     versions: dict[str, str]

@@ -26,6 +26,7 @@ from pipeline.train import checkpoint
 from pipeline.train.assembly import build_engine
 from pipeline.train.checkpoint import Best, Checkpoint, DataState, TrainState
 from pipeline.train.engine import Engine
+from pipeline.train.kept_items import keep_items
 from pipeline.train.node_load import NodeLoad
 from pipeline.train.optimizer import learning_rate
 from pipeline.train.plan import Plan, Tally
@@ -40,6 +41,7 @@ from pipeline.train.run import (
 )
 from pipeline.train.saving import Saver
 from pipeline.train.validation import validate
+from pipeline.train.warm_start import begin_with
 from pipeline.world import World
 
 
@@ -116,7 +118,8 @@ class Training:
             reading=recipe.reading,
         )
         self.engine: Engine = build_engine(recipe, self.dataset, world)
-        self.saver = Saver(recipe, self.dataset.manifest.catalogue_size, world, attempt)
+        self.saver = Saver(recipe, self.dataset.manifest, world, attempt)
+        self._new = False
         self.state = self._resume(skipped)
         self._tally = Tally(world.device, self.engine.clock)
         self._load = NodeLoad(world)
@@ -126,8 +129,11 @@ class Training:
     def _begin_records(self) -> None:
         """Begin what the first rank writes of this attempt beside its state."""
         world_size = self.world.world_size
-        record_attempt(self.recipe, self.attempt, world_size, self.dataset.fingerprint)
-        facts = {"world_size": world_size}
+        origin = self.state.begun_with
+        begun = None if origin is None else origin.model_dump()
+        record_attempt(self.recipe, self.attempt, world_size, self.dataset.fingerprint, begun)
+        keep_items(self.recipe.run_url, self.dataset, anew=self._new)
+        facts = {"world_size": world_size, "begun_with": begun}
         self._tracker = Tracker(self.recipe, self.dataset, self.attempt, facts)
 
     def _resume(self, skipped: Sequence[int]) -> TrainState:
@@ -140,9 +146,11 @@ class Training:
 
         found = checkpoint.newest(self.recipe.run_url, restore, _warn, self.world)
         if found is None:
+            self._new = True
             self.stream.start(0)
             data = DataState(fingerprint=self.dataset.fingerprint, epoch=0, positions={})
-            return TrainState(step=0, data=data, skipped=sorted(skipped))
+            begun = begin_with(self.recipe, self.dataset, self.engine, self.world, _warn)
+            return TrainState(step=0, data=data, skipped=sorted(skipped), begun_with=begun)
         state = found[0].state
         self._check_data(state.data)
         positions = {lane: Position(*at) for lane, at in state.data.positions.items()}
@@ -161,6 +169,8 @@ class Training:
         """Train until the last step, the end of patience, or a request to stop."""
         steps = self.recipe.train.steps
         self._tell("running")
+        if self._new and self.state.begun_with is not None:
+            self._save()  # from here on the run needs its source no more
         if self._bar is not None:
             self._bar.update(self.state.step, steps)
         while self.state.step < steps and not self._out_of_patience():

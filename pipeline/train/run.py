@@ -85,12 +85,18 @@ def load_config(run_url: str) -> Recipe:
     return parse_recipe(read_yaml(url), url)
 
 
-def record_attempt(recipe: Recipe, attempt: int, world_size: int, data: str) -> None:
-    """Keep what an attempt computes with, and on what; ``data`` is the fingerprint."""
+def record_attempt(
+    recipe: Recipe, attempt: int, world_size: int, data: str, begun_with: dict[str, Any] | None
+) -> None:
+    """Keep what an attempt computes with, and on what; ``data`` is the fingerprint.
+
+    begun_with: see ``Origin`` in the checkpoint; None where the run began with weights of its own.
+    """
     document = {
         "recipe_hash": recipe.hash(),
         "data": data,
         "data_path": recipe.data.path,
+        "begun_with": begun_with,
         "world_size": world_size,
         "versions": versions(),
         "host": platform.node(),

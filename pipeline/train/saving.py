@@ -13,6 +13,7 @@ import torch
 from pipeline import storage
 from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
+from pipeline.manifest import Manifest
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Commit, Place, TensorFile, TrainState
 from pipeline.train.engine import Engine, Piece
@@ -27,9 +28,9 @@ _FILE_BYTES = 1 << 30  # tensors in a file at most, so that encoding needs littl
 class Saver:
     """The checkpoints of one attempt, one under way at a time. All ranks call alike."""
 
-    def __init__(self, recipe: Recipe, catalogue_size: int, world: World, attempt: int) -> None:
+    def __init__(self, recipe: Recipe, data: Manifest, world: World, attempt: int) -> None:
         self._recipe = recipe
-        self._catalogue_size = catalogue_size
+        self._data = data
         self._world = world
         self._attempt = attempt
         self._state: TrainState | None = None  # of the checkpoint under way
@@ -111,7 +112,8 @@ class Saver:
             attempt=attempt,
             recipe=recipe.model_dump(mode="json"),
             recipe_hash=recipe.hash(),
-            catalogue_size=self._catalogue_size,
+            catalogue_size=self._data.catalogue_size,
+            items=self._data.items.sha256,
             versions=versions(),
         )
         place = Place(state.step, attempt)

@@ -3,17 +3,19 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 import models
 from models import SequentialModel
+from models.item_table import take_table_out
 from pipeline.config import Recipe, parse_recipe
 from pipeline.errors import LonghaulError
-from pipeline.evaluate import ModelScorer
+from pipeline.evaluate import ModelScorer, Scorer, ShardedScorer
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Checkpoint
+from pipeline.train.table.dealt import DealtTable
 from pipeline.world import World
 
 T = TypeVar("T")
@@ -32,9 +34,22 @@ class Trained:
     fingerprint: str
     checkpoint: str
 
-    def scorer(self) -> ModelScorer:
+    def scorer(self) -> Scorer:
         """The model as evaluation and recommendation ask it."""
         return ModelScorer(self.model, self.recipe.train.objective.masks)
+
+
+@dataclass(frozen=True)
+class TrainedTogether(Trained):
+    """A model whose item table is dealt over workers, who can but score together."""
+
+    table: DealtTable
+    world: World
+
+    def scorer(self) -> Scorer:
+        """See ``Trained``; all workers ask equally often."""
+        masks = self.recipe.train.objective.masks
+        return ShardedScorer(self.model, self.table, self.world, masks)
 
 
 def load_trained(
@@ -48,27 +63,71 @@ def load_trained(
     warn: told of each newer checkpoint that does not verify. Raises LonghaulError where the run
     has no checkpoint that verifies.
     """
+    return load_together(run_url, World(0, 1, torch.device(device)), warn, newest)
 
-    def read(last: Checkpoint) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
+
+def load_together(
+    run_url: str,
+    world: World,
+    warn: Callable[[str], None] = warnings.warn,
+    newest: bool = False,
+) -> Trained:
+    """As ``load_trained``, on workers who call it together, and then score together.
+
+    Of a sharded table each reads and holds what falls to it; a worker alone holds all of it, and
+    scores as if it were dense. Raises on all of them where one cannot read.
+    """
+
+    def read(last: Checkpoint) -> Trained:
         wanted = last if newest else _best(run_url, last)
-        return wanted, wanted.weights()
+        recipe = parse_recipe(wanted.commit.recipe, wanted.url)
+        if world.world_size > 1 and recipe.train.table.home == "sharded":
+            return _load_dealt(wanted, recipe, world)
+        return load_checkpoint(wanted, world.device)
 
-    kept, weights = _newest(run_url, read, warn)
-    return _trained(kept, weights, device)
+    return _newest(run_url, read, warn, world)
 
 
 def best_checkpoint(run_url: str, warn: Callable[[str], None] = warnings.warn) -> Checkpoint:
     """A run's best checkpoint, of which no tensor is read yet. Raises as ``load_trained``."""
-    return _newest(run_url, lambda last: _best(run_url, last), warn)
+    return _newest(
+        run_url, lambda last: _best(run_url, last), warn, World(0, 1, torch.device("cpu"))
+    )
 
 
 def load_checkpoint(kept: Checkpoint, device: torch.device | str = "cpu") -> Trained:
     """The model of a checkpoint. Raises LonghaulError where it does not verify."""
-    return _trained(kept, kept.weights(), device)
+    recipe = parse_recipe(kept.commit.recipe, kept.url)
+    weights = kept.weights()
+    model = models.build(recipe.model, kept.commit.catalogue_size)
+    model.load_state_dict(weights)
+    return Trained(model.to(device).eval(), **_facts(kept, recipe))
 
 
-def _newest(run_url: str, read: Callable[[Checkpoint], T], warn: Callable[[str], None]) -> T:
-    found = checkpoint.newest(run_url, read, warn, World(0, 1, torch.device("cpu")))
+def _load_dealt(kept: Checkpoint, recipe: Recipe, world: World) -> TrainedTogether:
+    """This worker's part of the model of a checkpoint: the trunk, and its rows of the table."""
+    model = models.build(recipe.model, 1)  # its table is of no use
+    table = DealtTable(take_table_out(model, kept.commit.catalogue_size), world)
+    table.restore(kept.read)
+    trunk = {name: kept.tensor(f"weight/{name}") for name, _ in model.named_parameters()}
+    model.load_state_dict(trunk)
+    model.to(world.device).eval()
+    return TrainedTogether(model, **_facts(kept, recipe), table=table, world=world)
+
+
+def _facts(kept: Checkpoint, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "recipe": recipe,
+        "step": kept.state.step,
+        "fingerprint": kept.state.data.fingerprint,
+        "checkpoint": kept.commit.sha256,
+    }
+
+
+def _newest(
+    run_url: str, read: Callable[[Checkpoint], T], warn: Callable[[str], None], world: World
+) -> T:
+    found = checkpoint.newest(run_url, read, warn, world)
     if found is None:
         raise LonghaulError(f"{run_url} has no checkpoint yet")
     return found[1]
@@ -77,18 +136,3 @@ def _newest(run_url: str, read: Callable[[Checkpoint], T], warn: Callable[[str],
 def _best(run_url: str, last: Checkpoint) -> Checkpoint:
     place = checkpoint.best_place(run_url, last)
     return last if place == last.place else Checkpoint(run_url, place)
-
-
-def _trained(
-    kept: Checkpoint, weights: dict[str, torch.Tensor], device: torch.device | str
-) -> Trained:
-    recipe = parse_recipe(kept.commit.recipe, kept.url)
-    model = models.build(recipe.model, kept.commit.catalogue_size)
-    model.load_state_dict(weights)
-    return Trained(
-        model.to(device).eval(),
-        recipe,
-        kept.state.step,
-        kept.state.data.fingerprint,
-        kept.commit.sha256,
-    )

@@ -9,8 +9,10 @@ import torch
 import models
 from models.losses import build_loss
 from pipeline.manifest import Dataset
+from pipeline.train.activations import activation_bytes
 from pipeline.train.engine import TorchEngine
-from pipeline.train.forecast import activation_bytes, forecast
+from pipeline.train.forecast import forecast
+from pipeline.train.memory import memory_of
 from pipeline.world import World
 from tests.train.runs import checkpoint_of, longhaul, recipe, train_here, write
 
@@ -20,13 +22,17 @@ def test_activations_grow_by_the_block(name: str) -> None:
     config = models.config_of(name)
     heads = {"heads": 2} if "heads" in config.model_fields else {}
 
-    def at(blocks: int) -> int:
-        return activation_bytes(config(name=name, d=32, blocks=blocks, **heads))
+    def at(blocks: int, tokens: int = 1024, **changes: object) -> int:
+        settings = {"name": name, "d": 32, "blocks": blocks, **heads, **changes}
+        return activation_bytes(config.model_validate(settings), "fp32", tokens)
 
-    one, three = at(1), at(3)
-    assert one > 4 * 32  # at least what goes into the block
-    assert three == pytest.approx(one + 2 * (at(2) - one), rel=1e-3)
-    assert at(2) > one
+    one, two, three = at(1), at(2), at(3)
+    assert one > 1024 * 4 * 32  # at least what goes into the block
+    assert three - two == pytest.approx(two - one, rel=0.01)
+    assert two > one
+    assert at(8, activation_checkpointing=True) < at(8) / 2
+    wide = at(2, 4096, d=64), at(2, 4096, d=128), at(2, 4096, d=256)
+    assert wide[2] - wide[1] == pytest.approx(2 * (wide[1] - wide[0]), rel=0.05)
 
 
 def test_state_is_what_the_engine_holds(small_set: Dataset, tmp_path: Path) -> None:
@@ -51,12 +57,13 @@ def test_stages_share_the_state_out(small_set: Dataset, tmp_path: Path) -> None:
     def memory(stage: int, precision: str = "fp32") -> dict[str, int]:
         changes = {"train__engine": "deepspeed", "train__precision": precision}
         wanted = recipe(small_set, tmp_path, train__zero_stage=stage, **changes)
-        return forecast(wanted, small_set, 2).memory
+        return memory_of(wanted, small_set, 2).held
 
     whole = memory(0)
-    assert memory(1)["optimizer"] == whole["optimizer"] * 3 // 2 // 2
-    assert memory(2)["gradients"] == whole["gradients"] // 2
-    assert memory(3)["weights"] == whole["weights"] // 2
+    half = -(-whole["weights"] // 4 // 2)
+    assert memory(1)["optimizer"] == 12 * half
+    assert memory(3)["gradients"] == 4 * half
+    assert memory(3)["weights"] == 4 * half
     assert memory(1, "bf16")["weights"] == whole["weights"] // 2
 
 

@@ -4,11 +4,11 @@ import torch
 from torch.nn import functional
 
 from models.ops import precision
-from models.ops.dense import cpu
+from models.ops.dense import cpu, onednn
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x Wᵀ + b, as `torch.nn.functional.linear`, fast in bf16 on every CPU.
+    """x Wᵀ + b, as `torch.nn.functional.linear`, fast on every CPU.
 
     x: ``[..., in]``; weight: ``[out, in]``; bias: ``[out]`` or None; one dtype, or any under
     autocast, which is respected. Returns ``[..., out]``. On a CPU that cannot multiply bf16,
@@ -27,4 +27,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         raise ValueError(f"x is {dtype}, weight {weight.dtype}: they must share a dtype")
     if precision.emulated(dtype, x.device):
         return cpu.linear(x, weight, bias)
+    if dtype == torch.float32 and onednn.serves(x, weight):
+        return onednn.linear(x, weight, bias)
     return functional.linear(x, weight, bias)

@@ -115,12 +115,12 @@ class Loss(torch.autograd.Function):
             if len(hidden):
                 shared, times = walk(negative_kernel, sums)
                 own, drawn = lookup.sort(targets), lookup.sort(negatives.flatten())
-                for made, of_own, of_drawn in (
+                for sums_of, of_own, of_drawn in (
                     (drows, hidden, shared),
                     (dbias[:, None], torch.ones_like(pull)[:, None], times[:, None]),
                 ):
-                    lookup.add_rows_(made, own, of_own, pull)
-                    lookup.add_rows_(made, drawn, of_drawn)
+                    lookup.add_rows_(sums_of, own, of_own, pull)
+                    lookup.add_rows_(sums_of, drawn, of_drawn)
             ctx.save_for_backward(dhidden, drows, dbias)
         total: torch.Tensor = losses.double().sum().float()
         return total

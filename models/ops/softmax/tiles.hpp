@@ -11,9 +11,11 @@
 
 namespace longhaul {
 
-constexpr int64_t CHUNK = 96;          // targets; a multiple of ROWS
-constexpr int64_t TILE_CLASSES = 240;  // a multiple of ROWS and PANEL, odd in cache lines
-constexpr int64_t GRAIN = 48;          // classes are padded to this: divides by ROWS and PANEL
+constexpr int64_t CHUNK = 96;         // targets; a multiple of ROWS
+constexpr int64_t GRAIN = 3 * PANEL;  // classes are padded to this: divides by ROWS and PANEL
+// A multiple of GRAIN, with few factors of two in cache lines.
+constexpr int64_t TILE_CLASSES = LANES == 16 ? 288 : 240;
+static_assert(CHUNK % ROWS == 0 && GRAIN % ROWS == 0 && TILE_CLASSES % GRAIN == 0);
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -89,7 +91,7 @@ struct Chunk {
 // out[r][c] = hidden[r] . table[c] + bias[c]
 inline void products(const Chunk& chunk, const Tile& tile, int64_t d, float* out) {
     for (int64_t c = 0; c < tile.size; c += PANEL) {
-        const f32x8 bias0 = load(&tile.bias[c]), bias1 = load(&tile.bias[c + 8]);
+        const f32wide bias0 = load_wide(&tile.bias[c]), bias1 = load_wide(&tile.bias[c + LANES]);
         for (int64_t r = 0; r < chunk.padded; r += ROWS) {
             Sums sums(bias0, bias1);
             sums.add_product(&chunk.hidden[r * d], d, 1, &tile.by_class[c * d], PANEL, d);
@@ -101,9 +103,9 @@ inline void products(const Chunk& chunk, const Tile& tile, int64_t d, float* out
 // `best` follows the largest of each row.
 inline void raise_best(Chunk& chunk, const Tile& tile, const float* out) {
     for (int64_t r = 0; r < chunk.padded; ++r) {
-        f32x8 most = load(out + r * tile.size);
-        for (int64_t c = 8; c < tile.size; c += 8)
-            most = maximum(most, load(out + r * tile.size + c));
+        f32wide most = load_wide(out + r * tile.size);
+        for (int64_t c = LANES; c < tile.size; c += LANES)
+            most = maximum(most, load_wide(out + r * tile.size + c));
         const float value = maximum(most);
         if (value > chunk.best[r]) chunk.best[r] = value;
     }
@@ -117,10 +119,10 @@ inline void logits(Chunk& chunk, const Tile& tile, int64_t d, float* out) {
 // Logits to exp(logits - shift) in place, added to the row totals.
 inline void exponentials(Chunk& chunk, const Tile& tile, const float* shift, float* values) {
     for (int64_t r = 0; r < chunk.padded; ++r) {
-        f32x8 total = {};
-        for (int64_t c = 0; c < tile.size; c += 8) {
-            f32x8 e = exp_negative(load(values + r * tile.size + c) - shift[r]);
-            store(values + r * tile.size + c, e);
+        f32wide total = {};
+        for (int64_t c = 0; c < tile.size; c += LANES) {
+            f32wide e = exp_negative(load_wide(values + r * tile.size + c) - shift[r]);
+            store_wide(values + r * tile.size + c, e);
             total += e;
         }
         chunk.total[r] += sum(total);
@@ -132,7 +134,7 @@ inline void add_hidden_gradient(const Chunk& chunk, const Tile& tile, int64_t d,
                          float* dhidden) {
     for (int64_t k = 0; k < d; k += PANEL) {
         for (int64_t r = 0; r < chunk.padded; r += ROWS) {
-            Sums sums(f32x8{}, f32x8{});
+            Sums sums(f32wide{}, f32wide{});
             sums.add_product(e + r * tile.size, tile.size, 1, &tile.by_width[k * tile.size], PANEL,
                              tile.size);
             sums.add_to(dhidden + r * d + k, d);
@@ -145,20 +147,20 @@ inline void add_table_gradient(const Chunk& chunk, const Tile& tile, int64_t d, 
                         float* dtable, float* dbias) {
     for (int64_t c = 0; c < tile.size; c += ROWS) {
         for (int64_t k = 0; k < d; k += PANEL) {
-            Sums sums(f32x8{}, f32x8{});
+            Sums sums(f32wide{}, f32wide{});
             sums.add_product(e + c, 1, tile.size, &chunk.scaled[k * chunk.padded], PANEL,
                              chunk.padded);
             sums.add_to(dtable + c * d + k, d);
         }
     }
     for (int64_t c = 0; c < tile.size; c += PANEL) {
-        f32x8 sum0 = {}, sum1 = {};
+        f32wide sum0 = {}, sum1 = {};
         for (int64_t r = 0; r < chunk.padded; ++r) {
-            sum0 += load(e + r * tile.size + c) * chunk.weight[r];
-            sum1 += load(e + r * tile.size + c + 8) * chunk.weight[r];
+            sum0 += load_wide(e + r * tile.size + c) * chunk.weight[r];
+            sum1 += load_wide(e + r * tile.size + c + LANES) * chunk.weight[r];
         }
-        store(dbias + c, load(dbias + c) + sum0);
-        store(dbias + c + 8, load(dbias + c + 8) + sum1);
+        store_wide(dbias + c, load_wide(dbias + c) + sum0);
+        store_wide(dbias + c + LANES, load_wide(dbias + c + LANES) + sum1);
     }
 }
 

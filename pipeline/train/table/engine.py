@@ -62,7 +62,7 @@ class TableEngine:
 
     def restore(self, read: Read, updates: int) -> None:
         self._trunk.restore(read, updates)
-        self._table.restore(read, updates)
+        self._table.resume(read, updates)
 
     def scoring(self) -> Any:
         return self._trunk.scoring()

@@ -1,8 +1,4 @@
-"""This rank's rows of a sharded item table: their values, their optimizer, a step's gradients.
-
-A row of ``w`` columns is the item's vector and, where the model has biases, its bias behind it.
-Checkpoints know them as ``item_embedding.weight`` and ``item_bias``, like those of a dense table.
-"""
+"""A sharded item table in training: its rows, their optimizer, a step's gradients."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,18 +10,15 @@ from pipeline.config import OptimizerConfig
 from pipeline.stream.order import seed_of
 from pipeline.train.engine import Piece, Read
 from pipeline.train.table.config import TableConfig
-from pipeline.train.table.exchange import Deal, Exchange
+from pipeline.train.table.dealt import BIASES, BLOCK_ROWS, VECTORS, DealtTable
 from pipeline.train.table.rules import Rule, State
 from pipeline.world import World
-
-VECTORS, BIASES = "item_embedding.weight", "item_bias"
-_BLOCK_ROWS = 1 << 16  # rows that are begun, read and updated at once: bounds what is held beside
 
 Start = Callable[[torch.Tensor, torch.Generator], None]
 """Fills vectors ``[n, d]`` of new items."""
 
 
-class ShardedTable:
+class ShardedTable(DealtTable):
     """The rows that fall to this rank. All ranks call alike.
 
     averaged: by what the engine divides the sum of the ranks' gradients, for which its losses are
@@ -35,7 +28,6 @@ class ShardedTable:
     def __init__(
         self,
         fetched: FetchedRows,
-        catalogue_size: int,
         config: TableConfig,
         optimizer: OptimizerConfig,
         world: World,
@@ -44,56 +36,23 @@ class ShardedTable:
         start: Start,
         averaged: int = 1,
     ) -> None:
-        self.deal = Deal(catalogue_size + 1, world.world_size)
-        self.held = self.deal.held(world.rank)
-        self.bytes_moved = 0
-        self._world, self._fetched, self._config, self._seed = world, fetched, config, seed
+        super().__init__(
+            fetched, world, torch.bfloat16 if config.storage == "bf16" else torch.float32
+        )
+        self._config, self._seed = config, seed
         self._averaged, self._updates = averaged, 0
         self._rule = Rule(config.optimizer, optimizer, decayed=fetched.d)
-        kept, width, device = len(self.held), fetched.width, world.device
-        dtype = torch.bfloat16 if config.storage == "bf16" else torch.float32
-        self.rows = torch.zeros(kept, width, dtype=dtype, device=device)
-        shapes = self._rule.shapes(kept, width)
-        self._state: State = {k: torch.zeros(s, device=device) for k, s in shapes.items()}
-        self._exchange: Exchange | None = None
-        self._leaf = torch.zeros(0, width)
+        shapes = self._rule.shapes(*self.rows.shape)
+        self._state: State = {k: torch.zeros(s, device=world.device) for k, s in shapes.items()}
         self._sparse: list[tuple[torch.Tensor, torch.Tensor]] = []  # places and their gradients
         self._dense: torch.Tensor | None = None  # of all rows, where the loss touches all
         self._touched = self._nothing()
         self._begin_rows(start)
 
-    @property
-    def vectors(self) -> int:
-        """Columns of a row that are the item's vector."""
-        return self._fetched.d
-
     def _begin_rows(self, start: Start) -> None:
-        """The same rows at any world size: each block has a seed of its own."""
-        for number in range(self.held.start // _BLOCK_ROWS, -(-self.held.stop // _BLOCK_ROWS)):
-            generator = torch.Generator().manual_seed(seed_of("rows", self._seed, number))
-            block = torch.empty(_BLOCK_ROWS, self._fetched.d)
-            start(block, generator)
-            first = number * _BLOCK_ROWS
-            low, high = max(first, self.held.start), min(first + _BLOCK_ROWS, self.held.stop)
-            part = block[low - first : high - first]
-            self.rows[low - self.held.start : high - self.held.start, : self._fetched.d] = part
-
-    def fetch(self, items: torch.Tensor, training: bool) -> None:
-        """Have the rows of ``items`` (int64 ``[n]``) at hand in the model until the next fetch.
-
-        Without any, the model finds zeros for item 0: what a dead micro-batch looks up is touched
-        by nobody.
-        """
-        ids = torch.unique(items.to(self._world.device))
-        self._exchange = Exchange(ids, self.deal, self._world)
-        self._leaf = self._exchange.fetch(self.rows).float().requires_grad_(training)
-        if len(ids):
-            self._fetched.hold(ids, self._leaf)
-        else:
-            self._fetched.hold(ids.new_zeros(1), self._leaf.new_zeros(1, self._leaf.shape[1]))
-        if training:
-            size = self.rows.element_size() * self.rows.shape[1]
-            self.bytes_moved += self._exchange.bytes_moved(size)
+        for low, part in started_rows(self.held, self._fetched.d, self._seed, start):
+            here = slice(low - self.held.start, low - self.held.start + len(part))
+            self.rows[here, : self._fetched.d] = part
 
     def collect(self) -> None:
         """Bring the gradients of the rows fetched to those who keep them."""
@@ -121,7 +80,7 @@ class ShardedTable:
             gradients = self._dense
         else:
             self._touched = places, gradients
-        mine = sum(float(part.square().sum()) for part in gradients.split(_BLOCK_ROWS))
+        mine = sum(float(part.square().sum()) for part in gradients.split(BLOCK_ROWS))
         return self._world.sum_float(mine)
 
     def _sum_up(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,10 +125,10 @@ class ShardedTable:
         """What is updated, some rows at a time: which (a slice is a view), and their gradients."""
         touched, gradients = self._touched
         if self._dense is None and not self._rule.all_rows:
-            yield from zip(touched.split(_BLOCK_ROWS), gradients.split(_BLOCK_ROWS), strict=True)
+            yield from zip(touched.split(BLOCK_ROWS), gradients.split(BLOCK_ROWS), strict=True)
             return
-        for first in range(0, len(self.rows), _BLOCK_ROWS):
-            block = slice(first, min(first + _BLOCK_ROWS, len(self.rows)))
+        for first in range(0, len(self.rows), BLOCK_ROWS):
+            block = slice(first, min(first + BLOCK_ROWS, len(self.rows)))
             if self._dense is not None:
                 yield block, self._dense[block]
                 continue
@@ -193,27 +152,33 @@ class ShardedTable:
         """Copies (fp32, CPU) of all that is kept here, as pieces of whole tensors."""
         return [
             (piece, part.detach().float().cpu().contiguous().view(-1).clone())
-            for piece, part in self._pieces(self.held.start, self.held.stop)
+            for piece, part in self.pieces(self.held.start, self.held.stop)
         ]
 
-    def restore(self, read: Read, updates: int) -> None:
+    def kinds(self) -> dict[str, torch.Tensor]:
+        """See ``DealtTable``."""
+        return {"weight": self.rows, **self._state}
+
+    def resume(self, read: Read, updates: int) -> None:
         """Take over what is kept here of a state after so many updates."""
         self._updates = updates
-        for first in range(self.held.start, self.held.stop, _BLOCK_ROWS):
-            for piece, part in self._pieces(first, min(first + _BLOCK_ROWS, self.held.stop)):
-                part.copy_(read(piece.tensor, piece.begin, piece.end).view(part.shape))
+        self.restore(read)
 
-    def _pieces(self, begin: int, end: int) -> Iterator[tuple[Piece, torch.Tensor]]:
-        """Rows ``begin`` up to ``end`` of everything, as views into what is kept."""
-        d = self._fetched.d
-        here = slice(begin - self.held.start, end - self.held.start)
-        for kind, tensor in {"weight": self.rows, **self._state}.items():
-            if tensor.dim() == 1:
-                yield Piece(f"{kind}/{VECTORS}", begin, end), tensor[here]
-                continue
-            yield Piece(f"{kind}/{VECTORS}", begin * d, end * d), tensor[here, :d]
-            if self._fetched.biased:
-                yield Piece(f"{kind}/{BIASES}", begin, end), tensor[here, d]
+
+def started_rows(
+    rows: range, d: int, seed: int, start: Start
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """New vectors of ``rows``, some at a time: the number of the first, and fp32 ``[n, d]``.
+
+    The same ones whatever range is asked for: each block of the table has a seed of its own.
+    """
+    for number in range(rows.start // BLOCK_ROWS, -(-rows.stop // BLOCK_ROWS)):
+        generator = torch.Generator().manual_seed(seed_of("rows", seed, number))
+        block = torch.empty(BLOCK_ROWS, d)
+        start(block, generator)
+        first = number * BLOCK_ROWS
+        low, high = max(first, rows.start), min(first + BLOCK_ROWS, rows.stop)
+        yield low, block[low - first : high - first]
 
 
 def _round_at_random(rows: torch.Tensor, noise: torch.Generator) -> torch.Tensor:

@@ -117,11 +117,16 @@ def _together(
 
 def _tiles(table: ShardedTable, tokens: int) -> Any:
     """Vectors fp32 ``[n, d]``, biases ``[n]`` or None, and the number of the first row."""
-    size = max(_LEAST_ROWS, _TILE_FLOATS // max(1, tokens))
+    size = tile_rows(tokens)
     d = table.vectors
     for first in range(0, len(table.rows), size):
         rows = table.rows[first : first + size].float()
         yield rows[:, :d].contiguous(), rows[:, d] if rows.shape[1] > d else None, first
+
+
+def tile_rows(tokens: int) -> int:
+    """Rows whose scores are made at a time, against the tokens of all ranks."""
+    return max(_LEAST_ROWS, _TILE_FLOATS // max(1, tokens))
 
 
 def _scores(hidden: torch.Tensor, rows: torch.Tensor, biases: torch.Tensor | None) -> torch.Tensor:

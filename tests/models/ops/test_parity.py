@@ -275,6 +275,14 @@ def test_linear(shape, dtype):
     assert_matches(ops.linear, dense.linear, inputs, slack=2)
 
 
+@pytest.mark.parametrize("width", [64, 61])
+def test_linear_of_many_rows(width):
+    """As a training step has them: another library's product where there are 512-bit vectors."""
+    inputs = [normal(300, width), normal(96, width), normal(96)]
+    assert_matches(ops.linear, dense.linear, inputs, slack=2)
+    assert_matches(ops.linear, lambda x, w: dense.linear(x, w, None), inputs[:2], slack=2)
+
+
 def test_linear_under_autocast_rounds_to_bf16():
     x, weight, bias = normal(2, 30, 64), normal(16, 64), normal(16)
     with torch.autocast("cpu", dtype=torch.bfloat16):

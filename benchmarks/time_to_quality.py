@@ -1,0 +1,111 @@
+"""How long longhaul trains for the Recall@10 that a peer reaches in N minutes, on ML-1M.
+
+    python -m benchmarks.time_to_quality [--minutes 45] [--every 60] [--published CHECKOUT]
+        [--rectools PYTHON] [--recbole PYTHON]
+
+What each trains is told in `benchmarks.training_throughput`. Peer and longhaul train turn and turn
+about, ``--every`` seconds each, at a constant rate, and are evaluated after each turn, which the
+clock leaves out: validation items, full ranking, items of the history are no candidates. The peer
+goes on for N minutes; what counts is its best and when it had it. longhaul pauses while it is
+ahead, and goes on for at most as long as the peer.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from benchmarks.peers.beside import Contender, Contest, Pair, add_peers, contest
+from benchmarks.report import surroundings, write_result
+
+Point = tuple[float, float]
+"""Seconds of training, Recall@10 after them."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How ours and theirs rose."""
+
+    pair: str
+    ours: list[Point]
+    theirs: list[Point]
+
+
+def best(curve: Sequence[Point]) -> Point:
+    """The first of the highest points."""
+    return max(curve, key=lambda point: (point[1], -point[0]))
+
+
+def first_at(curve: Sequence[Point], recall: float) -> float | None:
+    """Seconds until the curve is at ``recall``; None where it never is."""
+    return next((seconds for seconds, found in curve if found >= recall), None)
+
+
+def raced(contest: Contest, pair: Pair, minutes: float, every: float) -> Reached:
+    """Train both."""
+    ours: list[Point] = []
+    theirs: list[Point] = []
+    with contest.both(pair) as (mine, other):
+        mine.train(0)  # one update, so that no kernel is built under the clock
+        other.train(0)
+        while not theirs or theirs[-1][0] < 60 * minutes:
+            _go_on(other, theirs, every)
+            while first_at(ours, best(theirs)[1]) is None and _spent(ours) < _spent(theirs):
+                _go_on(mine, ours, every)
+            print(f"{pair.name}: {ours[-1]} and {theirs[-1]}", file=sys.stderr)
+        while first_at(ours, best(theirs)[1]) is None and _spent(ours) < _spent(theirs):
+            _go_on(mine, ours, every)
+    return Reached(pair.name, ours, theirs)
+
+
+def _spent(curve: Sequence[Point]) -> float:
+    return curve[-1][0] if curve else 0.0
+
+
+def _go_on(child: Contender, curve: list[Point], seconds: float) -> None:
+    took = child.train(seconds).found["seconds"]
+    recall = child.evaluate().found["recall"]
+    curve.append((round(_spent(curve) + took, 1), recall))
+
+
+def row(found: Reached) -> str:
+    """Its line of the table."""
+    seconds, recall = best(found.theirs)
+    needed = first_at(found.ours, recall)
+    cells = [found.pair, f"{recall:.4f}".removeprefix("0"), f"{seconds:,.0f} s"]
+    if needed is None:
+        cells += [f"not in {_spent(found.ours):,.0f} s", ""]
+    else:
+        cells += [f"{needed:,.0f} s", f"{seconds / needed:.1f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Measure and write a dated result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    add_peers(parser)
+    parser.add_argument("--minutes", type=float, default=45.0, help="of the peer's training")
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between evaluations")
+    given = parser.parse_args()
+    with contest(given) as here:
+        pairs = [pair for pair in here.pairs if pair.name != "lrurec / plain"]
+        found = [raced(here, pair, given.minutes, given.every) for pair in pairs]
+        lines = [
+            "# Time to equal quality, ML-1M",
+            "",
+            *surroundings(given.threads),
+            *here.versions,
+            "",
+            f"Recall@10 of the validation items at its best in {given.minutes:g} minutes of the "
+            "peer's training, when it was there, and when longhaul was. Evaluated every "
+            f"{given.every:g} s of training, which bounds how well a time is known.",
+            "",
+            "| ours / theirs | Recall@10 | theirs after | ours after | times as quick |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            *(row(one) for one in found),
+        ]
+    write_result("time-to-quality", lines, {one.pair: asdict(one) for one in found})
+
+
+if __name__ == "__main__":
+    main()
