@@ -98,9 +98,11 @@ class Loss(torch.autograd.Function):
         hidden, rows, targets = hidden.contiguous(), rows.contiguous(), targets.contiguous()
         ctx.dtype = hidden.dtype
         kind = kind._replace(block_tokens=min(kind.block_tokens, max(1, len(hidden))))
-        negatives = negatives[: triton.cdiv(len(hidden), kind.block_tokens)].contiguous()
+        blocks = triton.cdiv(len(hidden), kind.block_tokens)  # there may be more, for no token
+        negatives = negatives[:blocks].contiguous()
         added = rows.new_zeros(len(rows), dtype=torch.float32) if bias is None else bias
-        shift = added[negatives] if log_weights is None else added[negatives] + log_weights
+        shift = added[negatives]
+        shift = shift if log_weights is None else shift + log_weights[:blocks]
         chosen = rows[negatives]  # [B, n, d]
         walk = partial(launch, hidden, targets, negatives, chosen, shift.contiguous(), kind)
         losses, sums, pull = hidden.new_empty(3, len(hidden), dtype=torch.float32)

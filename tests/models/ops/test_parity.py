@@ -290,3 +290,25 @@ def test_linear_under_autocast_rounds_to_bf16():
     expected = dense.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
     assert y.dtype == torch.bfloat16
     assert torch.allclose(y.float(), expected.float(), rtol=8e-3, atol=8e-3)
+
+
+@pytest.mark.parametrize("device", ["triton"], indirect=True)
+def test_gradients_however_few_programs_sum_them(device, monkeypatch):
+    from models.ops.activation import triton as activation_kernels
+    from models.ops.norm import triton as norm_kernels
+
+    monkeypatch.setattr(activation_kernels, "PROGRAMS", 2)
+    monkeypatch.setattr(norm_kernels, "PROGRAMS", 2)
+    seed = seed_drawn(device)
+    x, bias = normal(70, 130).to(device), normal(130).to(device)
+    assert_matches(
+        lambda x, b: ops.bias_gelu_dropout(x, b, 0.3, training=True),
+        lambda x, b: activation.gelu(x, b, 0.3, seed),
+        [x, bias],
+    )
+    assert_matches(
+        lambda x, r, w, b: ops.dropout_add_norm(x, r, w, b, p=0.3, training=True),
+        lambda x, r, w, b: norm.add_norm(x, r, w, b, p=0.3, seed=seed, eps=1e-5),
+        [x, x.flip(0), bias.flip(0), bias],
+        slack=4,
+    )

@@ -238,3 +238,12 @@ def test_sampled_losses_however_they_are_shared_out(device, programs, monkeypatc
         inputs,
         slack=2,
     )
+
+
+@every_form
+def test_sampled_losses_with_blocks_to_spare(device):
+    inputs, targets, negatives, weights = sampled_inputs((24, 5, 9, 4, 5), torch.float32, 1, device)
+    spare = torch.cat((negatives, negatives)), torch.cat((weights, weights))
+    found = evaluate(lambda *x: ops.sampled_softmax_loss(*x, targets, *spare, 5), inputs)
+    want = evaluate(lambda *x: ops.sampled_softmax_loss(*x, targets, negatives, weights, 5), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
