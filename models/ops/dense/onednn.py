@@ -12,13 +12,13 @@ LEAST_ROWS = 256  # below, the call itself costs more than it saves
 def serves(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether this is a training step's product of fp32 matrices on such a CPU."""
     return (
-        x.dtype == weight.dtype == torch.float32
+        torch.is_grad_enabled()
+        and (x.requires_grad or weight.requires_grad)
+        and not torch.compiler.is_compiling()  # asked before the rows, which an export leaves open
+        and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and x.dim() == 2
         and len(x) >= LEAST_ROWS
-        and torch.is_grad_enabled()
-        and (x.requires_grad or weight.requires_grad)
-        and not torch.compiler.is_compiling()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkldnn.is_available()
     )
