@@ -1,6 +1,5 @@
 """A sweep for people: its trials side by side, and a picture of what each key did."""
 
-import io
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ from cluster.sweep.outcome import Outcome, ranked
 from cluster.sweep.plan import Sweep
 from cluster.sweep.space import Draw
 from pipeline import storage
+from pipeline.figures import png
 
 _INK = {"done": "#1f6feb", "ended early": "#d29922", "failed": "#cf222e"}
 _OTHER = "#8c959f"
@@ -73,11 +73,8 @@ def write_picture(sweep: Sweep, found: list[Outcome]) -> str | None:
         for state in states
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(states), frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    pyplot.close(figure)
     url = storage.join(sweep.url, "sweep.png")
-    storage.write_bytes(url, buffer.getvalue())
+    storage.write_bytes(url, png(figure))
     return url
 
 

@@ -1,7 +1,5 @@
 """Evaluations and comparisons for people: tables for a terminal, and a picture."""
 
-import io
-
 import rich.box
 from rich.table import Table
 
@@ -9,6 +7,7 @@ from pipeline.evaluate.catalogue import BANDS
 from pipeline.evaluate.compare import Comparison
 from pipeline.evaluate.groups import HISTORIES, STARTS
 from pipeline.evaluate.of_run import Evaluation
+from pipeline.figures import png
 
 _SHOWN = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr")
 _LISTS = ("coverage@10", "popularity@10", "novelty@10")
@@ -145,10 +144,7 @@ def picture_of_comparison(found: Comparison) -> bytes:
         f"blue: p < .05{corrected}",
         fontsize="small",
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def metrics_shown(evaluations: list[Evaluation]) -> list[str]:

@@ -2,11 +2,11 @@
 
 import base64
 import html
-import io
 
 import numpy as np
 
 from pipeline import storage
+from pipeline.figures import plain, png
 from pipeline.manifest import MANIFEST, Manifest
 from pipeline.prepare.card import CARD, PAGE, Card, date_of, traits_in
 
@@ -95,11 +95,5 @@ def picture(card: Card) -> bytes:
         axes[2].set_xticks(named, [date_of(number) for number in named])
         axes[2].set(title="Events a day, as read")
         axes[2].set_ylim(bottom=0)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-        axis.set_axisbelow(True)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    pyplot.close(figure)
-    return buffer.getvalue()
+    plain(axes)
+    return png(figure)

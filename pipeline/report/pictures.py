@@ -1,6 +1,5 @@
 """The pictures of a run, as PNG: how it trained, where its time went, how it ranks."""
 
-import io
 from itertools import pairwise
 from typing import Any
 
@@ -8,6 +7,7 @@ from pipeline.config import Recipe
 from pipeline.evaluate.of_run import Evaluation
 from pipeline.evaluate.protocol import Group
 from pipeline.evaluate.show import GROUPS
+from pipeline.figures import plain, png
 from pipeline.report.records import PARTS, Records
 
 _MODEL, _OTHERS = "#1f6feb", "#8c959f"
@@ -203,13 +203,5 @@ def _figure(panels: int, width: float, height: float) -> tuple[Any, Any]:
 
 
 def _png(figure: Any) -> bytes:
-    from matplotlib import pyplot
-
-    for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-        axis.set_axisbelow(True)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    pyplot.close(figure)
-    return buffer.getvalue()
+    plain(figure.axes)
+    return png(figure)
