@@ -1,4 +1,10 @@
-"""The one exception that reaches a user: a single line with what, where and what to do."""
+"""What reaches a user: a single line with what, where and what to do."""
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class LonghaulError(Exception):
@@ -11,3 +17,14 @@ class LonghaulError(Exception):
 
 class DamagedError(LonghaulError):
     """What was read is not what the manifest, the index or the commit says."""
+
+
+def warn(message: str) -> None:
+    """Tell what is not as it should be and stops nothing."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def first_mistake(error: "ValidationError") -> str:
+    """Where a document does not fit its schema, and how: the first place that does not."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

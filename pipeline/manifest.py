@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import storage
-from pipeline.errors import DamagedError, LonghaulError
+from pipeline.errors import DamagedError, LonghaulError, first_mistake
 from pipeline.member import Head, Member, decode_head, decode_member, sha256
 from pipeline.transient import read_again
 
@@ -252,9 +252,7 @@ def open_dataset(url: str) -> Dataset:
     try:
         manifest = Manifest.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise LonghaulError(f"{manifest_url}: {where}: {first['msg']}") from error
+        raise LonghaulError(f"{manifest_url}: {first_mistake(error)}") from error
     index_url = storage.join(url, manifest.index.path)
     content = storage.read_bytes(index_url)
     if sha256(content) != manifest.index.sha256:

@@ -1,13 +1,12 @@
 """The commands that judge the model of a run: how it ranks, alone and beside others; its page."""
 
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from pipeline.cli import AsJson, print_json
 from pipeline.command_options import pair, validated
-from pipeline.errors import LonghaulError
+from pipeline.errors import LonghaulError, warn
 
 
 def add_to(app: typer.Typer) -> None:
@@ -67,7 +66,7 @@ def evaluate(
     placement = load_config(run).placement
     surroundings = world.torchrun if world.inside_torchrun() else world.alone
     with surroundings(placement.device, placement.threads) as here, bar("evaluate") as progress:
-        trained = load_together(run, here, _warn, newest)
+        trained = load_together(run, here, warn, newest)
         kept = trained.recipe.evaluation.model_dump()
         protocol = validated(Protocol, {**kept, **_changes(overrides), "split": split})
         evaluations = list(
@@ -144,7 +143,7 @@ def compare(
             changes,
             baseline,
             data,
-            _warn,
+            warn,
             lambda name, done, total: progress.update(done, total, name),
         )
         ks = reference.found.protocol.ks
@@ -190,7 +189,7 @@ def report(
 
     if names is not None and not examples:
         raise LonghaulError("--names is for the items of examples: say how many with --examples")
-    page, found = write_report(run, output, _warn, examples, names)
+    page, found = write_report(run, output, warn, examples, names)
     recipe = load_config(run)
     if recipe.tracking.wandb != "disabled":
         track_report(recipe, found)
@@ -202,7 +201,3 @@ def _changes(overrides: list[str] | None) -> dict[str, Any]:
     import yaml
 
     return {name: yaml.safe_load(value) for name, value in map(pair, overrides or [])}
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)

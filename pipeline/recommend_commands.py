@@ -1,7 +1,6 @@
 """The command that recommends: lists of everybody or of a few, or from users' states."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pipeline.cli import PREEMPTED_EXIT, AsJson, print_json
-from pipeline.errors import LonghaulError
+from pipeline.errors import LonghaulError, warn
 from pipeline.serve_commands import recommend_with_states
 
 if TYPE_CHECKING:
@@ -183,7 +182,7 @@ def _model_and_data(
         max_history = bundle.config.protocol["max_history"]
         step, sha256 = bundle.config.step, bundle.config.model_hash
     else:
-        model = trained.best_checkpoint(run, _warn)
+        model = trained.best_checkpoint(run, warn)
         recipe = parse_recipe(model.commit.recipe, model.url)
         dataset = open_dataset(data or recipe.data.path)
         max_history = recipe.evaluation.max_history
@@ -280,7 +279,3 @@ def _tell_summary(summary: "Summary", as_json: bool) -> None:
         )
     if summary.stopped:
         raise typer.Exit(PREEMPTED_EXIT)
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)

@@ -1,12 +1,11 @@
 """The commands that take a model to where it serves: its bundle, and users' states."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from pipeline.cli import AsJson, print_json
-from pipeline.errors import LonghaulError
+from pipeline.errors import LonghaulError, warn
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,7 +30,7 @@ def export(
     from pipeline.export.write import export_run
     from pipeline.tracking.bundles import track_bundle
 
-    bundle = export_run(run, output, "bf16" if bf16 else "fp32", newest, _warn)
+    bundle = export_run(run, output, "bf16" if bf16 else "fp32", newest, warn)
     track_bundle(run, bundle)
     config = bundle.config
     total = sum(entry.bytes for entry in bundle.files.values())
@@ -73,7 +72,7 @@ def recommend_with_states(
         raise LonghaulError("--events go on from --state, not from --data: leave one out")
     device, threads, known_data = _placement(url)
     with world.alone(device, threads) as here, bar("recommend") as progress:
-        served = load_served(url, here.device, _warn)
+        served = load_served(url, here.device, warn)
 
         def told(done: int, total: int) -> None:
             progress.update(done, total)
@@ -132,7 +131,3 @@ def _columns(text: str) -> tuple[str, ...]:
     if len(names) not in (2, 3) or not all(names):
         raise LonghaulError(f"--columns is USER,ITEM or USER,ITEM,TIME, not {text!r}")
     return names
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import storage
-from pipeline.errors import LonghaulError
+from pipeline.errors import LonghaulError, first_mistake
 from pipeline.evaluate.blocks import Block, Queries
 from pipeline.evaluate.protocol import Protocol
 from pipeline.evaluate.ranking import Ranks
@@ -146,10 +146,8 @@ def read_commit(folder: str) -> PerUser | None:
     try:
         return PerUser.model_validate(storage.read_json(url))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise LonghaulError(
-            f"{url} is not of this longhaul: {where}: {first['msg']}; evaluate again"
+            f"{url} is not of this longhaul: {first_mistake(error)}; evaluate again"
         ) from error
 
 

@@ -26,7 +26,7 @@ import models
 from models import SequentialModel
 from pipeline import storage
 from pipeline.checked import FileEntry, read_checked
-from pipeline.errors import LonghaulError
+from pipeline.errors import LonghaulError, first_mistake
 from pipeline.serve.config import ServingConfig
 from pipeline.serve.keys import ItemKeys, from_tensors
 from pipeline.serve.model import ServedModel
@@ -177,6 +177,4 @@ def _validated(kind: type[Any], content: Any, where: str) -> Any:
             return kind.model_validate_json(content)
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise LonghaulError(f"{where}: {place}: {first['msg']}") from error
+        raise LonghaulError(f"{where}: {first_mistake(error)}") from error

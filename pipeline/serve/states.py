@@ -23,7 +23,7 @@ from safetensors.torch import save as encode_tensors
 
 from pipeline import storage
 from pipeline.checked import FileEntry, read_checked, write_file
-from pipeline.errors import LonghaulError
+from pipeline.errors import LonghaulError, first_mistake
 from pipeline.prepare.keys import hash_keys
 from pipeline.prepare.layout import shard_of
 from pipeline.serve.keys import Key, as_array, as_list, from_tensors, to_tensors
@@ -103,9 +103,7 @@ def open_states(url: str, served: ServedModel) -> States:
     try:
         manifest = StatesManifest.model_validate(storage.read_json(where))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise LonghaulError(f"{where}: {place}: {first['msg']}") from error
+        raise LonghaulError(f"{where}: {first_mistake(error)}") from error
     if manifest.model_hash != served.hash:
         raise LonghaulError(
             f"the states in {url} were made by another model ({manifest.model} "

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save as encode_tensors
 
 from pipeline import storage
-from pipeline.errors import DamagedError, LonghaulError
+from pipeline.errors import DamagedError, LonghaulError, first_mistake
 from pipeline.member import sha256
 from pipeline.train.engine import Piece
 from pipeline.transient import read_again
@@ -297,9 +297,7 @@ def _read_commit(url: str) -> Commit:
     try:
         return Commit.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise LonghaulError(f"{url}: {where}: {first['msg']}") from error
+        raise LonghaulError(f"{url}: {first_mistake(error)}") from error
 
 
 def newest(

@@ -7,7 +7,6 @@ position a lane, and the tensors, which is what a checkpoint holds.
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from pipeline.config import Recipe
-from pipeline.errors import LonghaulError
+from pipeline.errors import LonghaulError, warn
 from pipeline.manifest import Dataset, open_dataset
 from pipeline.progress import Bar
 from pipeline.stream.lane import Position
@@ -65,7 +64,7 @@ def train(recipe: Recipe, world: World, bar: Bar | None = None) -> RunState:
         except Diverged as error:
             skipped.append(error.step)
             if world.rank == 0:
-                _warn(f"{error}: going back to the newest checkpoint and passing over that step")
+                warn(f"{error}: going back to the newest checkpoint and passing over that step")
 
 
 def _attempt(recipe: Recipe, world: World, bar: Bar | None, skipped: list[int]) -> RunState:
@@ -144,12 +143,12 @@ class Training:
             if kept.state.data.fingerprint == self.dataset.fingerprint:
                 self.engine.restore(kept.read, kept.state.updates)
 
-        found = checkpoint.newest(self.recipe.run_url, restore, _warn, self.world)
+        found = checkpoint.newest(self.recipe.run_url, restore, warn, self.world)
         if found is None:
             self._new = True
             self.stream.start(0)
             data = DataState(fingerprint=self.dataset.fingerprint, epoch=0, positions={})
-            begun = begin_with(self.recipe, self.dataset, self.engine, self.world, _warn)
+            begun = begin_with(self.recipe, self.dataset, self.engine, self.world, warn)
             return TrainState(step=0, data=data, skipped=sorted(skipped), begun_with=begun)
         state = found[0].state
         self._check_data(state.data)
@@ -375,7 +374,3 @@ class Training:
         self._stop_file.close()
         if self._tracker is not None:
             self._tracker.close(self._outcome, self.state.best)
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
