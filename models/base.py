@@ -147,7 +147,7 @@ class SequentialModel(nn.Module):
         return rows, None if self.item_bias is None else self.item_bias[items]
 
     def start_rows(
-        self, rows: torch.Tensor, catalogue_size: int, generator: torch.Generator
+        self, rows: torch.Tensor, generator: torch.Generator, catalogue_size: int
     ) -> None:
         """Fill vectors ``[n, d]`` of new items as the model starts those of a whole table."""
         nn.init.trunc_normal_(rows, std=0.02, a=-0.04, b=0.04, generator=generator)

@@ -205,7 +205,7 @@ class RecGRELA(SequentialModel):
                 nn.init.uniform_(module.taps_bias, -(_TAPS**-0.5), _TAPS**-0.5)
 
     def start_rows(
-        self, rows: torch.Tensor, catalogue_size: int, generator: torch.Generator
+        self, rows: torch.Tensor, generator: torch.Generator, catalogue_size: int
     ) -> None:
         """See ``SequentialModel.start_rows``."""
         nn.init.normal_(rows, std=0.02, generator=generator)

@@ -99,7 +99,7 @@ class SASRec(SequentialModel):
                 nn.init.xavier_normal_(parameter.data)
 
     def start_rows(
-        self, rows: torch.Tensor, catalogue_size: int, generator: torch.Generator
+        self, rows: torch.Tensor, generator: torch.Generator, catalogue_size: int
     ) -> None:
         """See ``SequentialModel.start_rows``: Xavier's spread of a table of the whole catalogue."""
         spread = math.sqrt(2 / (catalogue_size + 1 + self.config.d))

@@ -32,11 +32,11 @@ from pipeline.export.step import export_step, no_step
 from pipeline.serve.keys import to_tensors
 from pipeline.serve.model import ServedModel, hash_of
 from pipeline.serve.of_run import served_of
+from pipeline.tensor_files import divide
 from pipeline.train.run import versions
 from pipeline.train.trained import Trained, load_trained
 
 Dtype = Literal["fp32", "bf16"]
-_FILE_BYTES = 1 << 30  # of weights in a file, unless one parameter has more
 
 
 def export_run(
@@ -132,16 +132,12 @@ def _config(trained: Trained, served: ServedModel, dtype: Dtype) -> BundleConfig
 
 def _write_weights(output: str, model: SequentialModel, dtype: Dtype) -> Iterator[FileEntry]:
     kind = torch.float32 if dtype == "fp32" else torch.bfloat16
-    group: dict[str, torch.Tensor] = {}
-    written = held = 0
-    for name, parameter in model.named_parameters():
-        tensor = parameter.detach().to(kind)
-        if group and held + tensor.nbytes > _FILE_BYTES:
-            yield _write_tensors(output, f"weights-{written:03d}.safetensors", group)
-            group, held, written = {}, 0, written + 1
-        group[name] = tensor.contiguous()
-        held += tensor.nbytes
-    yield _write_tensors(output, f"weights-{written:03d}.safetensors", group)
+    parameters = list(model.named_parameters())
+    sizes = (kind.itemsize * parameter.numel() for _, parameter in parameters)
+    for number, places in enumerate(divide(sizes)):
+        named = (parameters[place] for place in places)
+        group = {name: parameter.detach().to(kind).contiguous() for name, parameter in named}
+        yield _write_tensors(output, f"weights-{number:03d}.safetensors", group)
 
 
 def _write_tensors(output: str, name: str, tensors: dict[str, torch.Tensor]) -> FileEntry:

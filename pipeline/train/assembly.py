@@ -38,19 +38,15 @@ def build_engine(recipe: Recipe, dataset: Dataset, world: World) -> Engine:
         config.optimizer,
         world,
         seed=config.seed,
-        start=partial(_start, model, items),
+        start=partial(model.start_rows, catalogue_size=items),
         averaged=world.world_size if config.engine == "deepspeed" else 1,
     )
-    loss: Loss = ShardedFullSoftmax(model, table, world)
-    if config.loss.name != "full_softmax":
+    loss: Loss
+    if config.loss.name == "full_softmax":
+        loss = ShardedFullSoftmax(model, table, world)
+    else:
         loss = loss_of(model, config.loss, dataset, world)
     return TableEngine(_trunk(model, loss, config, world, micro), loss, table, config, world)
-
-
-def _start(
-    model: SequentialModel, items: int, rows: torch.Tensor, generator: torch.Generator
-) -> None:
-    model.start_rows(rows, items, generator)
 
 
 def _trunk(

@@ -17,6 +17,7 @@ from models.item_table import take_table_out
 from pipeline.config import Recipe
 from pipeline.manifest import Dataset
 from pipeline.stream.order import micro_steps
+from pipeline.tensor_files import divide
 from pipeline.train.activations import activation_bytes
 from pipeline.train.table.memory import table_memory
 
@@ -36,7 +37,6 @@ HOST = ("reading", "checkpoint")
 """What lies in the host's memory where the others are on a GPU; ``optimizer`` too, offloaded."""
 
 _WHOLE_BUCKET = 500_000_000  # elements: what DeepSpeed reduces at once where ZeRO does not
-_FILE_BYTES = 1 << 30  # of pipeline.train.saving
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def memory_of(recipe: Recipe, dataset: Dataset, workers: int) -> Memory:
             held, moments = _stages_1_2(engine, train.zero_stage, micro, offload)
     copies = 12 * engine.share  # weights and both moments in fp32: export()
     state = 12 * engine.all
-    largest = 4 * min(engine.largest, engine.share)
+    saved = [4 * min(n, engine.share) for group in engine.groups for n in group for _ in range(3)]
     # trunc_normal_ has a copy, two selections and a mask of a parameter beside it.
     build = Counter(weights=4 * engine.all, buffers=13 * engine.largest)
     # The loss makes gradients of hidden states and classes beside each other (models/ops/softmax,
@@ -156,9 +156,9 @@ def memory_of(recipe: Recipe, dataset: Dataset, workers: int) -> Memory:
             moment += table.beside
         moments["update"] += table.update
         build += table.build
-        copies += table.copies
+        copies += sum(table.copies)
         state += table.state
-        largest = max(largest, table.largest_copy)
+        saved += table.copies
         if train.loss.name == "full_softmax":
             loss = Counter(loss=hidden + table.loss)
     moments["loss"] += loss
@@ -168,7 +168,8 @@ def memory_of(recipe: Recipe, dataset: Dataset, workers: int) -> Memory:
     reached = {name: held + moment for name, moment in moments.items()}
     reached["build"] = build + reading
     # export() copies all pieces; safetensors has a file's tensors as bytes apart, then joined.
-    encoded = 2 * min(copies, max(_FILE_BYTES, largest))
+    largest = max(sum(saved[place] for place in places) for places in divide(saved))
+    encoded = 2 * min(copies, largest)
     return Memory(reached, held, copies + encoded, state)
 
 

@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Manifest
+from pipeline.tensor_files import divide
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Commit, Place, TensorFile, TrainState
 from pipeline.train.engine import Engine, Piece
@@ -21,8 +22,6 @@ from pipeline.train.run import RunState, versions, write_state
 from pipeline.world import World
 
 R = TypeVar("R")
-
-_FILE_BYTES = 1 << 30  # tensors in a file at most, so that encoding needs little more memory
 
 
 class Saver:
@@ -83,18 +82,14 @@ class Saver:
             self._state = None
 
     def _write(self, url: str, pieces: list[tuple[Piece, torch.Tensor]]) -> list[TensorFile]:
-        batches: list[list[tuple[Piece, torch.Tensor]]] = [[]]
-        room = _FILE_BYTES
-        for piece, tensor in pieces:
-            if tensor.nbytes > room and batches[-1]:
-                batches.append([])
-                room = _FILE_BYTES
-            batches[-1].append((piece, tensor))
-            room -= tensor.nbytes
         rank, of = self._world.rank, self._world.world_size
         return [
-            checkpoint.write_pieces(url, f"{rank}-of-{of}.{number:03d}.safetensors", batch)
-            for number, batch in enumerate(batches)
+            checkpoint.write_pieces(
+                url,
+                f"{rank}-of-{of}.{number:03d}.safetensors",
+                [pieces[place] for place in places],
+            )
+            for number, places in enumerate(divide(tensor.nbytes for _, tensor in pieces))
         ]
 
     def _write_commit(self, state: TrainState, files: list[TensorFile]) -> None:

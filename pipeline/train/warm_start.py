@@ -59,7 +59,7 @@ def begin_with(
         return origin, source.read, found
 
     origin, weights, found = world.on_rank_zero(open_and_match)
-    start = partial(_start, engine, dataset.manifest.catalogue_size)
+    start = partial(engine.model.start_rows, catalogue_size=dataset.manifest.catalogue_size)
     read = WarmRead(weights, torch.from_numpy(found), whole, recipe.train.seed, start)
     problem = None
     try:
@@ -145,12 +145,6 @@ def _origin(source: Source, found: np.ndarray) -> Origin:
         items_new=len(found) - 1 - kept,
         items_gone=len(source.keys) - kept,
     )
-
-
-def _start(
-    engine: Engine, catalogue_size: int, rows: torch.Tensor, generator: torch.Generator
-) -> None:
-    engine.model.start_rows(rows, catalogue_size, generator)
 
 
 class WarmRead:

@@ -313,7 +313,7 @@ def test_what_does_not_fit_is_told_with_what_would(make: Make) -> None:
     zero = {"train__engine": "deepspeed", "train__loss": SAMPLED, "model__d": 64}
     wanted = make(**zero)
     counts = counts_of(wanted, 10_000, 200_000)  # of whose table a copy is 52 MB
-    spec = spec_of(**(GPUS | {"hardware": {"device": {"like": "h100", "memory": "160MB"}}}))
+    spec = spec_of(**(GPUS | {"hardware": {"device": {"like": "h100", "memory": "200MB"}}}))
     with pytest.raises(LonghaulError) as refused:
         estimate(wanted, spec, counts, [2])
     told = str(refused.value)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models.base import State
-from pipeline import transient, world
+from pipeline import tensor_files, transient, world
 from pipeline.errors import DamagedError, LonghaulError
 from pipeline.evaluate import Protocol
 from pipeline.evaluate.of_run import evaluate_run
@@ -233,7 +233,7 @@ def test_bf16_is_half_as_large_and_rounded(run: str, tmp_path: Path, quick: None
 def test_weights_may_be_in_many_files(
     run: str, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "_FILE_BYTES", 1000)
+    monkeypatch.setattr(tensor_files, "FILE_BYTES", 1000)
     bundle = export_run(run, str(tmp_path / "bundle"))
     assert len([name for name in bundle.files if name.startswith("weights-")]) > 3
     wanted = load_trained(run).model.state_dict()

@@ -1,11 +1,10 @@
 """Dropout through a Triton kernel."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
+from models.ops.drop import function
 from models.ops.masks import triton as masks
 
 BLOCK = 2048  # elements a program
@@ -13,8 +12,7 @@ BLOCK = 2048  # elements a program
 
 def drop(x: torch.Tensor, p: float, seed: torch.Tensor) -> torch.Tensor:
     """x * mask / (1 - p)."""
-    y: torch.Tensor = Drop.apply(x, *masks.draw_bits(x, p, seed))
-    return y
+    return function.drop(apply_mask, x, masks.draw_bits(x, p, seed))
 
 
 def apply_mask(x: torch.Tensor, bits: torch.Tensor, scale: float) -> torch.Tensor:
@@ -24,21 +22,6 @@ def apply_mask(x: torch.Tensor, bits: torch.Tensor, scale: float) -> torch.Tenso
     if x.numel():
         kernel[triton.cdiv(x.numel(), BLOCK),](x, y, bits, scale, x.numel(), BLOCK=BLOCK)
     return y
-
-
-class Drop(torch.autograd.Function):
-    """Keeps one bit an element."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, bits: torch.Tensor, scale: float) -> torch.Tensor:
-        ctx.save_for_backward(bits)
-        ctx.scale = scale
-        return apply_mask(x, bits, scale)
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (bits,) = ctx.saved_tensors
-        return apply_mask(dy, bits, ctx.scale), None, None
 
 
 @triton.jit

@@ -25,7 +25,6 @@ class DealtTable:
     ) -> None:
         self.deal = Deal(fetched.num_embeddings, world.world_size)
         self.held = self.deal.held(world.rank)
-        self.bytes_moved = 0
         self._world, self._fetched = world, fetched
         self.rows = torch.zeros(len(self.held), fetched.width, dtype=dtype, device=world.device)
         self._exchange: Exchange | None = None
@@ -49,9 +48,6 @@ class DealtTable:
             self._fetched.hold(ids, self._leaf)
         else:
             self._fetched.hold(ids.new_zeros(1), self._leaf.new_zeros(1, self._leaf.shape[1]))
-        if training:
-            size = self.rows.element_size() * self.rows.shape[1]
-            self.bytes_moved += self._exchange.bytes_moved(size)
 
     def kinds(self) -> dict[str, torch.Tensor]:
         """What is kept of every row: ``[held, w]``, or ``[held]``."""

@@ -27,11 +27,6 @@ class TableEngine:
         self._clip_norm = config.optimizer.clip_norm
         self._masks = config.objective.masks
 
-    @property
-    def bytes_moved(self) -> int:
-        """Of rows and their gradients, to and from other ranks, since the start."""
-        return self._table.bytes_moved
-
     def backward(
         self, batch: PackedBatch, step_targets: int, drawn: Drawn | None = None
     ) -> torch.Tensor:

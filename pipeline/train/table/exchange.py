@@ -63,11 +63,3 @@ class Exchange:
         received = gradients.new_empty(len(self.asked), gradients.shape[1])
         dist.all_to_all_single(received, gradients.contiguous(), self._given, self._wanted)
         return received
-
-    def bytes_moved(self, row_bytes: int) -> int:
-        """What this rank sends to others and gets from them: ids, rows and gradients."""
-        if self._world.world_size == 1:
-            return 0
-        rank = self._world.rank
-        rows = sum(self._wanted) - self._wanted[rank] + sum(self._given) - self._given[rank]
-        return int(rows * (8 + 2 * row_bytes))

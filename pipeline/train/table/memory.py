@@ -18,8 +18,7 @@ class TableMemory:
     """Bytes: held throughout, at hand in every moment of a step, beside an update, for the loss,
     and while the table is begun.
 
-    copies: of all that is kept, in fp32, for a checkpoint; largest_copy: the largest of them;
-    state: the copies of all ranks.
+    copies: what is kept, in fp32, piece by piece, for a checkpoint; state: of all ranks together.
     """
 
     held: Counter[str]
@@ -27,8 +26,7 @@ class TableMemory:
     update: Counter[str]
     loss: int
     build: Counter[str]
-    copies: int
-    largest_copy: int
+    copies: list[int]
     state: int
 
 
@@ -61,7 +59,10 @@ def table_memory(recipe: Recipe, items: int, workers: int, fetched: int) -> Tabl
     tile = min(kept, tile_rows(tokens))
     # A tile's vectors and their gradients, its scores and their exponentials.
     loss = tile * (row * (2 + (size == 2)) + 8 * tokens)
-    largest = 4 * recipe.model.d * kept
+    # DealtTable.pieces(): vectors and biases of rows, apart.
+    shapes = [(kept, width), *rule.shapes(kept, width).values()]
+    parts = [[recipe.model.d] + [1] * biased if len(shape) == 2 else [1] for shape in shapes]
+    copies = [4 * kept * columns for part in parts for columns in part]
     # _begin_rows(): a block, whatever part of it is kept, and what trunc_normal_ has beside it.
     build = Counter(weights=held["weights"], optimizer=state)
     build += Counter(buffers=17 * BLOCK_ROWS * recipe.model.d)
@@ -71,8 +72,7 @@ def table_memory(recipe: Recipe, items: int, workers: int, fetched: int) -> Tabl
         update=update,
         loss=loss,
         build=build,
-        copies=row * kept + state,
-        largest_copy=largest,
+        copies=copies,
         state=(row + state // kept) * (items + 1),
     )
 

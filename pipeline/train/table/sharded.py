@@ -151,8 +151,7 @@ class ShardedTable(DealtTable):
     def export(self) -> list[tuple[Piece, torch.Tensor]]:
         """Copies (fp32, CPU) of all that is kept here, as pieces of whole tensors."""
         return [
-            (piece, part.detach().float().cpu().contiguous().view(-1).clone())
-            for piece, part in self.pieces(self.held.start, self.held.stop)
+            (piece, _copy(part)) for piece, part in self.pieces(self.held.start, self.held.stop)
         ]
 
     def kinds(self) -> dict[str, torch.Tensor]:
@@ -189,3 +188,8 @@ def _round_at_random(rows: torch.Tensor, noise: torch.Generator) -> torch.Tensor
     bits = rows.view(torch.int32)
     drawn = torch.randint(0, 1 << 16, bits.shape, generator=noise, device=rows.device)
     return ((bits + drawn.int()) & -(1 << 16)).view(torch.float32).bfloat16()
+
+
+def _copy(part: torch.Tensor) -> torch.Tensor:
+    whole = torch.contiguous_format
+    return part.detach().to("cpu", torch.float32, copy=True, memory_format=whole).view(-1)

@@ -56,8 +56,11 @@ def test_buckets_over_random_layouts(causal, lengths):
 @pytest.mark.parametrize("width", [16, 20, 128])
 @pytest.mark.parametrize("lengths", SHORT_LAYOUTS)
 def test_triton(lengths, width, dtype, causal):
+    # The gradient makes the weights again, and exp makes the rounding of a score, which reaches
+    # sqrt(width) where a key equals the query, a relative one of its weight.
+    slack = max(SLACK, width**0.5 / 2)
     with triton() as device:
-        assert_agrees(lengths, causal, inputs_of(lengths, 2, width, dtype), device)
+        assert_agrees(lengths, causal, inputs_of(lengths, 2, width, dtype), device, slack)
 
 
 @both_ways
