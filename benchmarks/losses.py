@@ -5,8 +5,8 @@
 The base is LRURec's recipe of each SET; only its loss changes, and for equal time its number of
 steps: as many as the loss trains in the time that the full softmax takes for the recipe's steps,
 by rates measured once and kept beside the runs (measure on a machine that does nothing else).
-Runs that are done are not trained again and runs that were cut off go on. With ``--steps`` the
-table is printed and not kept: it is a trial.
+Runs that are done are not trained again and runs that were cut off go on. ``--steps`` shortens the
+recipe's schedule, and with it the time to be equal to.
 """
 
 import argparse
@@ -50,18 +50,19 @@ def changed(
     path = str(CONFIGS / name / "lrurec.yaml")
     base = load_recipe(path)
     assert base.train.validation is not None
+    share = longer * (steps or base.train.steps) / base.train.steps
     counts = {
-        "train.steps": steps or base.train.steps,
+        "train.steps": base.train.steps,
         "train.validation.every": base.train.validation.every,
         "train.checkpoint_every": base.train.checkpoint_every,
     }
     kind = "".join(letter if letter.isalnum() else "-" for letter in loss)
     changes = [
-        f"name={name}-{kind}-{counts['train.steps']}-{longer:.3f}",
+        f"name={name}-{kind}-{steps or base.train.steps}-{longer:.3f}",
         f"runs={work / 'runs'}",
         f"data.path={dataset.url}",
         f"train.loss={json.dumps(LOSSES[loss])}",
-        *(f"{key}={round(count * longer)}" for key, count in counts.items()),
+        *(f"{key}={round(count * share)}" for key, count in counts.items()),
     ]
     return load_recipe(path, changes)
 
@@ -134,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("sets", nargs="*", help=f"of {', '.join(SETS)}; all by default")
     parser.add_argument("--only", nargs="*", default=[], help="losses beside the full softmax")
-    parser.add_argument("--steps", type=int, help="instead of the recipe's, for a trial")
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--runs", type=Path, default=Path("losses"), help="data and runs go here")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
@@ -154,17 +155,16 @@ def main() -> None:
         "",
         *surroundings(given.threads),
         "",
-        "LRURec by its recipes in configs with nothing but the loss changed; seed 0, fp32, best "
+        "LRURec by its recipes in configs with nothing but the loss changed"
+        + (f", and schedules of {given.steps:,} steps" if given.steps else "")
+        + "; seed 0, fp32, best "
         "checkpoint by validation NDCG@10, test split, full ranking, items of the history are no "
         "candidates. All tokens of a micro-batch (8,192 on ML-1M, 512 on Beauty) share their "
         "negatives. Time is that of the full softmax's training, without validation.",
         "",
         *tables,
     ]
-    if given.steps:
-        print("\n".join(page))
-    else:
-        write_result("losses", page)
+    write_result("losses", page)
 
 
 if __name__ == "__main__":
