@@ -53,6 +53,14 @@ def resources_of_worker(placement: PlacementConfig, gpu: bool) -> dict[str, int]
     return {"CPU": placement.threads or 1} | ({"GPU": 1} if gpu else {})
 
 
+def room_for(each: Mapping[str, int]) -> int:
+    """How many workers find room on the nodes that are there; at least one, which may wait."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(1, sum(min(int(have.get(kind, 0)) // each[kind] for kind in each) for have in nodes))
+
+
 def check_resources(need: Mapping[str, int], own_cluster: bool) -> None:
     """Ray waits for resources without a word and without end: say so, or refuse what cannot come.
 

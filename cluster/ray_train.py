@@ -1,30 +1,24 @@
 """The Ray Train adapter: workers on a Ray cluster, or on this machine where there is none.
 
-Checkpoints are longhaul's own and are never registered with Ray, whose registry can lose an upload
-and blocks on a folder that retention removed. Ray starts the workers, restarts them after a loss,
-and tells of a coming preemption; each restart finds the newest checkpoint by itself.
+Checkpoints are longhaul's own and are never registered with Ray, whose registry also blocks on a
+folder that retention removed. Ray starts the workers, restarts them after a loss, and tells of a
+coming preemption; each restart finds the newest checkpoint by itself.
 """
 
 import contextlib
-import os
-import sys
-import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cluster.ray_cluster import check_resources, ray_cluster, resources_of_worker, wants_gpus
+from cluster.ray_group import join, last_line, looking, work_together
 from pipeline.config import Recipe, parse_recipe
 from pipeline.errors import LonghaulError
 from pipeline.progress import Bar
-from pipeline.secrets import read_secrets
 from pipeline.train.progress import Follower
 from pipeline.train.run import RunState, read_state, request_stop, write_state
-from pipeline.world import World, pick_device, stop_signals_call, use_threads
+from pipeline.world import World, stop_signals_call
 
-_WAITING = "OMP_WAIT_POLICY"  # which the package pipeline sets
 _SECONDS_BETWEEN_POLLS = 2.0  # asking costs a round trip of all workers, 2.7 ms between two
 
 
@@ -33,86 +27,23 @@ def train_on_ray(recipe: Recipe, bar: Bar | None) -> RunState:
 
     Raises LonghaulError where the workers were lost more often than ``placement.max_failures``.
     """
-    # Ray looks every 20 seconds which nodes there are. A group that it wants to start before, it
-    # takes for one of all nodes, also those just lost, and waits a minute for them.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")
     before = read_state(recipe.run_url)
     with _following(recipe, before, bar):
-        for left in range(recipe.placement.max_failures, -1, -1):
-            # Connecting anew ends what is left of an attempt, whose workers would keep their place.
-            # Ray takes the signals when it is connected to, so ours come after.
-            with ray_cluster() as own_cluster, _passing_signals_on(recipe):
-                problem = _fit(recipe, own_cluster)
-            from ray.train import ControllerError
-
-            # Ray tries again where workers are lost that train, but not where some are lost while
-            # they start, as with a node that falls silent then.
-            if not isinstance(problem, ControllerError) or not left:
-                break
-            print(f"warning: {_last_line(problem)}; starting workers again", file=sys.stderr)
+        _, problem = work_together(
+            _worker,
+            {"recipe": recipe.model_dump(mode="json")},
+            recipe.name,
+            recipe.placement,
+            around=lambda: _passing_signals_on(recipe),
+        )
     stands = read_state(recipe.run_url)
     if stands is None or (problem is not None and stands.state in ("running", "failed")):
-        reason = f"Ray gave the run up: {_last_line(problem)}"
+        reason = f"Ray gave the run up: {last_line(problem)}"
         if stands is not None:
             failed = stands.model_copy(update={"state": "failed", "reason": reason})
             write_state(recipe.run_url, failed)
         raise LonghaulError(f"run {recipe.name}: {reason}") from problem
     return stands
-
-
-def _fit(recipe: Recipe, own_cluster: bool) -> Exception | None:
-    """Train with Ray once; what it failed with."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from cluster.process_group import NodeTorchConfig
-
-    placement = recipe.placement
-    use_gpu = wants_gpus(placement)
-    each = resources_of_worker(placement, use_gpu)
-    need = {kind: count * placement.least_workers for kind, count in each.items()}
-    check_resources(need, own_cluster)
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"recipe": recipe.model_dump(mode="json"), "use_gpu": use_gpu},
-        scaling_config=ScalingConfig(
-            num_workers=placement.workers,
-            use_gpu=use_gpu,
-            resources_per_worker=each,
-        ),
-        run_config=RunConfig(
-            # A name of its own each time: a known one would make Ray resume by its own registry.
-            name=f"{recipe.name}-{uuid.uuid4().hex[:8]}",
-            storage_path="/longhaul",
-            storage_filesystem=_nowhere(),
-            failure_config=FailureConfig(max_failures=placement.max_failures),
-            # In force from the start of the process: Ray loads torch before any of our code.
-            worker_runtime_env={"env_vars": {_WAITING: os.environ[_WAITING]}},
-        ),
-        torch_config=NodeTorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
-    )
-    try:
-        trainer.fit()
-    except Exception as error:
-        return error
-    return None
-
-
-def _last_line(problem: Exception | None) -> str:
-    lines = str(problem or "").strip().splitlines()
-    return lines[-1] if lines else "no worker started"
-
-
-def _nowhere() -> Any:
-    """A store for Ray, which wants one, in the memory of each process.
-
-    Nothing is registered with Ray, so there is nothing to keep. In the run's bucket its first
-    writes would be the only ones that an outage of the bucket is not waited out for.
-    """
-    import fsspec
-    import pyarrow.fs
-
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem("memory")))
 
 
 class _RayWorld(World):
@@ -141,16 +72,10 @@ class _RayWorld(World):
 
 def _worker(config: dict[str, Any]) -> None:
     """One training process. A LonghaulError is in state.json by then; a retry would not mend it."""
-    import ray.train
-
     from pipeline.train.loop import train
 
-    read_secrets()
     recipe = parse_recipe(config["recipe"], "the submitted recipe")
-    context = ray.train.get_context()
-    use_threads(recipe.placement.threads or 1)
-    device = pick_device("cuda" if config["use_gpu"] else "cpu", context.get_local_rank())
-    world = _RayWorld(context.get_world_rank(), context.get_world_size(), device)
+    world = join(config, _RayWorld)
     try:
         train(recipe, world)
     except LonghaulError:
@@ -179,21 +104,14 @@ def _following(recipe: Recipe, before: RunState | None, bar: Bar | None) -> Iter
     if bar is None:
         yield
         return
-    ended = threading.Event()
+    attempt = before.attempt if before else 0
+    follower = Follower(recipe, bar)
 
-    def follow() -> None:
-        attempt = before.attempt if before else 0
-        follower = Follower(recipe, bar)
-        while not ended.wait(1.0):
-            with contextlib.suppress(LonghaulError):  # the store is away; the next look will tell
-                stands = read_state(recipe.run_url)
-                if stands is not None and stands.attempt > attempt:
-                    follower.look(stands.attempt)
+    def look() -> None:
+        with contextlib.suppress(LonghaulError):  # the store is away; the next look will tell
+            stands = read_state(recipe.run_url)
+            if stands is not None and stands.attempt > attempt:
+                follower.look(stands.attempt)
 
-    thread = threading.Thread(target=follow, name="progress", daemon=True)
-    thread.start()
-    try:
+    with looking(look, 1.0):
         yield
-    finally:
-        ended.set()
-        thread.join()

@@ -214,16 +214,14 @@ def _lists_here(
     surroundings = world.torchrun if world.inside_torchrun() else world.alone
     with _progress() as told, surroundings(placement.device, placement.threads) as here:
         model, request = here.on_rank_zero(asked)
-        if users and here.rank:
-            return None
         scorer = (
-            trained.load_checkpoint(model, here.device).scorer()
+            trained.load_checkpoint_together(model, here).scorer()
             if isinstance(model, Checkpoint)
             else model.served(here.device).scorer()
         )
         if users:
-            rows: list[dict[str, Any]] = recommend_users(request, scorer, users).to_pylist()
-            return rows
+            table = recommend_users(request, scorer, users, here)
+            return None if here.rank else table.to_pylist()
         summary = recommend_all(request, scorer, here, told if not here.rank else None)
         return summary if not here.rank else None
 

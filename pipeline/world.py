@@ -92,6 +92,17 @@ class World:
         value: T = outcome
         return value
 
+    def on_every_rank(self, act: Callable[[], T]) -> T:
+        """Run ``act`` on each rank; its value, or the LonghaulError of any of them on all ranks."""
+        made: list[T] = []
+        failure: LonghaulError | None = None
+        try:
+            made.append(act())
+        except LonghaulError as error:
+            failure = error
+        self.agree(failure)
+        return made[0]
+
     def agree(self, error: BaseException | None) -> None:
         """Raise on all ranks where any of them failed, so that none waits for the others."""
         told = self.gather(None if error is None else str(error))

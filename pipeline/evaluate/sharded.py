@@ -40,14 +40,15 @@ class ShardedScorer:
     """
 
     def __init__(self, model: Any, table: Rows, world: World, masks: bool = False) -> None:
-        self._model, self._table, self._world, self._masks = model, table, world, masks
+        self.world = world
+        self._model, self._table, self._masks = model, table, masks
 
     def score(self, batch: PackedBatch) -> "ShardedScores":
         """See ``Scorer``."""
         batch = with_gap(batch) if self._masks else batch
         self._table.fetch(batch.items, training=False)
-        hidden = last_hidden(self._model.encode, batch, self._world.device)
-        return ShardedScores(hidden, self._table, self._world)
+        hidden = last_hidden(self._model.encode, batch, self.world.device)
+        return ShardedScores(hidden, self._table, self.world)
 
 
 class ShardedScores(TableScores):

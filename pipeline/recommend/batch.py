@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from pydantic import ValidationError
 
@@ -61,10 +62,11 @@ def recommend(
 ) -> Summary:
     """Write the lists of every user; parts that are there are kept.
 
-    world: the processes that share the work, all of which call this, each with the whole model; by
-    default the process group of torch.distributed, if there is one. They make parts in rounds, one
-    each, so that a failure of one, or a wish to stop, is known to all after a part. progress: of
-    all workers, about. Returns the same on all of them, but for the seconds.
+    world: the processes that share the work, all of which call this, each with the whole model or
+    all with a ``ShardedScorer``; by default the process group of torch.distributed, if there is
+    one. They make parts in rounds, one each, so that a failure of one, or a wish to stop, is known
+    to all after a part. progress: of all workers, about. Returns the same on all of them, but for
+    the seconds.
 
     Raises LonghaulError, on all workers, where the folder holds the lists of another request (with
     the difference) or other files, a score is not finite, or a member of the data set is damaged.
@@ -74,14 +76,12 @@ def recommend(
     found = world.on_rank_zero(lambda: begin(request))
     missing = [number for number in range(request.parts) if number not in found]
     total = sum(len(request.range_of(number)) for number in missing)
-    lister = Lister(request, scorer) if missing else None
     made: dict[int, Part] = {}
-    stopped = False
-    for first in range(0, len(missing), world.world_size):
-        mine = missing[first + world.rank : first + world.rank + 1]
+
+    def write(lister: Lister, number: int) -> list[Part]:
         before, here = sum(part.users for part in made.values()), 0
 
-        def told(users: int, before: int = before) -> None:
+        def told(users: int) -> None:
             nonlocal here
             here += users
             if progress is not None:
@@ -89,16 +89,20 @@ def recommend(
             if world.stop_wanted:
                 raise _Stopped
 
-        failure: LonghaulError | None = None
-        parts: list[Part] = []
         try:
-            assert lister is not None
-            parts = [write_part(request, lister, number, told) for number in mine]
-        except LonghaulError as error:
-            failure = error
+            return [write_part(request, lister, number, told)]
         except _Stopped:
-            pass
-        world.agree(failure)
+            return []
+
+    def take_turn(lister: Lister, mine: list[int]) -> list[Part]:
+        return lister.in_company(lambda: write(lister, mine[0]) if mine else [])
+
+    lister = world.on_every_rank(lambda: Lister(request, scorer)) if missing else None
+    stopped = False
+    for first in range(0, len(missing), world.world_size):
+        assert lister is not None
+        mine = missing[first + world.rank : first + world.rank + 1]
+        parts = world.on_every_rank(partial(take_turn, lister, mine))
         outcome = world.gather((parts, world.stop_wanted))
         made |= {part.number: part for each, _ in outcome for part in each}
         stopped = any(wanted for _, wanted in outcome)

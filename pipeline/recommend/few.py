@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
 from pipeline import storage
 from pipeline.errors import LonghaulError
@@ -17,16 +18,29 @@ from pipeline.prepare.layout import shard_of
 from pipeline.recommend.histories import Share
 from pipeline.recommend.lists import Lister
 from pipeline.recommend.request import Request
+from pipeline.world import World
 
 
-def recommend_users(request: Request, scorer: Scorer, users: Sequence[str]) -> pa.Table:
+def recommend_users(
+    request: Request, scorer: Scorer, users: Sequence[str], world: World | None = None
+) -> pa.Table:
     """Write the lists of these users to the file ``request.output``; what was written.
 
-    users: keys as text; rows are in this order, and a key given twice is one. Raises LonghaulError
-    for a key that is not in the data set, and as ``recommend``.
+    users: keys as text; rows are in this order, and a key given twice is one. world: the processes
+    that all call this, where they score together; the first one writes, all return the same. Raises
+    LonghaulError for a key that is not in the data set, and as ``recommend``.
     """
+    world = world or World(0, 1, torch.device("cpu"))
+    lister = world.on_every_rank(lambda: Lister(request, scorer))
+
+    def write() -> pa.Table | None:
+        return None if world.rank else _write(request, lister, users)
+
+    return world.broadcast(world.on_every_rank(lambda: lister.in_company(write)))
+
+
+def _write(request: Request, lister: Lister, users: Sequence[str]) -> pa.Table:
     keys = _as_keys(request.dataset, users)
-    lister = Lister(request, scorer)
     table = pa.concat_tables(lister.tables(_places(request.dataset, keys)))
     table = table.take(pc.index_in(keys, value_set=table.column("user").combine_chunks()))
     with storage.create(request.output) as file:

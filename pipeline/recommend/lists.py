@@ -1,7 +1,9 @@
 """From histories to lists of item keys with scores, as Arrow tables and as one part's file."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -9,24 +11,30 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline import storage
-from pipeline.evaluate import Scorer, top_k
+from pipeline.errors import LonghaulError
+from pipeline.evaluate import Scorer, ShardedScorer, top_k
 from pipeline.recommend.histories import Histories, Share, batches, shares_of
 from pipeline.recommend.request import Request, part_name
 
+T = TypeVar("T")
+
 _GROUP_USERS = 16_384  # of a row group, which is what is held before it is written
 _TELL, _PART = b"longhaul.request", b"longhaul.part"
+_NOBODY = Histories(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(2, np.int64))
 
 
 class Lister:
     """Makes the lists of a request with one scorer.
 
     Holds, beside the scorer, the keys of the items and the mask of candidates, and for the moment
-    a batch of histories, what ``top_k`` takes, and the lists of a row group.
+    a batch of histories, what ``top_k`` takes, and the lists of a row group. Workers who score
+    together do so batch by batch: each takes one, or nobody's where it has none and another has.
     """
 
     def __init__(self, request: Request, scorer: Scorer) -> None:
         dataset, candidates = request.dataset, request.candidates
         self._request, self._scorer = request, scorer
+        self._world = scorer.world if isinstance(scorer, ShardedScorer) else None
         self._candidates = None if candidates is None else candidates.mask()
         self._item_keys = dataset.read_items().column("key").combine_chunks()
         self.schema = pa.schema(
@@ -40,15 +48,47 @@ class Lister:
     def tables(self, shares: Iterable[Share]) -> Iterator[pa.Table]:
         """The lists of these users in their order, a table a batch."""
         for histories in batches(self._request.dataset, shares):
+            if self._world is not None:
+                self._world.gather(True)
             yield self._table(histories)
 
+    def in_company(self, make: Callable[[], T]) -> T:
+        """``make()``, which may make tables, then company for those who still make theirs.
+
+        All workers who score together call this. Raises on this one alone what ``make`` raised, or
+        what went wrong with a batch of another.
+        """
+        try:
+            made = make()
+        except LonghaulError:
+            with contextlib.suppress(LonghaulError):  # the first one is told
+                self._accompany()
+            raise
+        self._accompany()
+        return made
+
+    def _accompany(self) -> None:
+        """Score nobody as often as any of the others scores. Raises in the end what went wrong."""
+        failure: LonghaulError | None = None
+        while self._world is not None and any(self._world.gather(False)):
+            # What is wrong with a batch ends it at the same place on all workers.
+            try:
+                self._best(_NOBODY, "an empty history".format)
+            except LonghaulError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
     @torch.no_grad()
-    def _table(self, histories: Histories) -> pa.Table:
+    def _best(
+        self, histories: Histories, name: Callable[[int], str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         scores = self._scorer.score(histories.windows(self._request.max_history))
         seen = None if self._request.seen else histories.packed()
-        items, values = top_k(
-            scores, self._request.k, seen, histories.name, candidates=self._candidates
-        )
+        return top_k(scores, self._request.k, seen, name, candidates=self._candidates)
+
+    def _table(self, histories: Histories) -> pa.Table:
+        items, values = self._best(histories, histories.name)
         # Where fewer than k items are left the list is shorter; item 0 fills it up.
         found = (items > 0).cpu().numpy()
         offsets = pa.array(np.concatenate([[0], found.sum(axis=1).cumsum()]), pa.int32())

@@ -79,11 +79,7 @@ def load_together(
     """
 
     def read(last: Checkpoint) -> Trained:
-        wanted = last if newest else _best(run_url, last)
-        recipe = parse_recipe(wanted.commit.recipe, wanted.url)
-        if world.world_size > 1 and recipe.train.table.home == "sharded":
-            return _load_dealt(wanted, recipe, world)
-        return load_checkpoint(wanted, world.device)
+        return _load(last if newest else _best(run_url, last), world)
 
     return _newest(run_url, read, warn, world)
 
@@ -104,8 +100,26 @@ def load_checkpoint(kept: Checkpoint, device: torch.device | str = "cpu") -> Tra
     return Trained(model.to(device).eval(), **_facts(kept, recipe))
 
 
-def _load_dealt(kept: Checkpoint, recipe: Recipe, world: World) -> TrainedTogether:
+def load_checkpoint_together(kept: Checkpoint, world: World) -> Trained:
+    """As ``load_together``, of a given checkpoint."""
+    return world.on_every_rank(lambda: _load(kept, world))
+
+
+def has_sharded_table(kept: Checkpoint) -> bool:
+    """Whether several workers hold the checkpoint's item table in parts, and score together."""
+    return parse_recipe(kept.commit.recipe, kept.url).train.table.home == "sharded"
+
+
+def _load(kept: Checkpoint, world: World) -> Trained:
+    """What this worker holds of a checkpoint. Raises on this one alone."""
+    if world.world_size > 1 and has_sharded_table(kept):
+        return _load_dealt(kept, world)
+    return load_checkpoint(kept, world.device)
+
+
+def _load_dealt(kept: Checkpoint, world: World) -> TrainedTogether:
     """This worker's part of the model of a checkpoint: the trunk, and its rows of the table."""
+    recipe = parse_recipe(kept.commit.recipe, kept.url)
     model = models.build(recipe.model, 1)  # its table is of no use
     table = DealtTable(take_table_out(model, kept.commit.catalogue_size), world)
     table.restore(kept.read)
