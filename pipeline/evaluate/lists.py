@@ -62,13 +62,11 @@ def _best_of(
     scores: Scores, lists: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The lists of this worker's queries from everyone's lists, each of other items."""
-    parts = scores.everyone(tuple(part.cpu() for part in lists))
-    ids, values = (torch.cat([part[n][scores.own] for part in parts], dim=1) for n in (0, 1))
+    ids, values = (scores.dealt_back(part).flatten(1) for part in lists)
     # Workers hold ids in order, so equal scores stay in it.
     order = torch.sort(values, dim=1, descending=True, stable=True).indices
     order = order[:, : lists[0].shape[1]]
-    best = ids.gather(1, order), values.gather(1, order)
-    return best[0].to(scores.device), best[1].to(scores.device)
+    return ids.gather(1, order), values.gather(1, order)
 
 
 class _Lists:

@@ -48,6 +48,12 @@ class Scores(Protocol):
     def everyone(self, value: Any) -> list[Any]:
         """The value of each of the workers that rank together, on all of them."""
 
+    def dealt_back(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What each of the workers that rank together found of this one's queries.
+
+        tensor: ``[rows, k]``, of all queries; result ``[own, workers, k]``.
+        """
+
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """Summed over the workers that rank together, in place."""
 
@@ -66,6 +72,10 @@ class LocalScores:
     def everyone(self, value: Any) -> list[Any]:
         """See ``Scores``."""
         return [value]
+
+    def dealt_back(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See ``Scores``."""
+        return tensor[:, None]
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """See ``Scores``."""

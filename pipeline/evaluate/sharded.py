@@ -91,6 +91,15 @@ class ShardedScores(TableScores):
         """See ``Scores``."""
         return self._world.gather(value)
 
+    def dealt_back(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See ``Scores``: each worker gets what is about its own queries, and no more."""
+        received = tensor
+        if self._world.world_size > 1:
+            received = torch.empty_like(tensor)
+            dist.all_to_all_single(received, tensor)
+        by_worker = received.view(self._world.world_size, -1, tensor.shape[1])
+        return by_worker[:, : self.own.stop - self.own.start].transpose(0, 1)
+
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """See ``Scores``."""
         if self._world.world_size > 1:
