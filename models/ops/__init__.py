@@ -8,6 +8,7 @@ operation takes fp32 and bf16 (fast) and fp64 (eager).
 from models.ops.activation import bias_gelu_dropout
 from models.ops.attention import attention
 from models.ops.convolution import causal_convolution
+from models.ops.counting import add_health, count_reaching
 from models.ops.cutting import Events
 from models.ops.dense import linear
 from models.ops.drop import dropout
@@ -25,10 +26,12 @@ from models.ops.softmax import full_softmax_loss
 
 __all__ = [
     "Events",
+    "add_health",
     "attention",
     "bias_gelu_dropout",
     "causal_convolution",
     "causal_linear_attention",
+    "count_reaching",
     "diagonal_recurrence",
     "dropout",
     "dropout_add_norm",

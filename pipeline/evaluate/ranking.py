@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from models.ops import count_reaching
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.scores import Scores
 from pipeline.evaluate.tiles import (
@@ -73,22 +74,16 @@ def rank_targets(
         for q in range(-(-scores.rows // scores.shape[0])):
             low = q * scores.shape[0]
             a, b = bounds[low], bounds[min(low + scores.shape[0], scores.rows)]
-            # The j-th targets of all queries are compared together, so that each pass over a tile
-            # has at most one target a row.
-            slot = np.arange(a, b) - bounds[query[a:b]]
-            order = a + np.argsort(slot, kind="stable")
-            sizes = np.bincount(slot, minlength=1).tolist()
             higher, ties = _count(
                 scores,
                 q,
-                torch.from_numpy(query[order] - low).to(scores.device),
-                torch.from_numpy(wanted[order]).to(scores.device),
-                sizes,
+                torch.from_numpy(query[a:b] - low).to(scores.device),
+                torch.from_numpy(wanted[a:b]).to(scores.device),
                 masks,
                 name,
             )
-            ranks.higher[order] = higher.cpu().numpy()
-            ranks.ties[order] = ties.cpu().numpy()
+            ranks.higher[a:b] = higher.cpu().numpy()
+            ranks.ties[a:b] = ties.cpu().numpy()
     own = slice(bounds[scores.own.start], bounds[scores.own.stop])
     return Ranks(ranks.higher[own], ranks.ties[own])
 
@@ -98,7 +93,6 @@ def _count(
     q: int,
     at: torch.Tensor,
     targets: torch.Tensor,
-    sizes: list[int],
     masks: "Masks",
     name: Callable[[int], str],
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,7 +101,6 @@ def _count(
     flat_masks = masks.of(q)
     goal = scores.total(scores.guess(q, at, targets))
     held = (targets >= scores.held.start) & (targets < scores.held.stop)
-    flags = goal.new_empty(scores.shape)  # 0.0 and 1.0: much faster to sum than booleans
     for _ in range(3):
         higher = torch.zeros(len(at), dtype=torch.int64, device=scores.device)
         reached = torch.zeros_like(higher)
@@ -119,14 +112,9 @@ def _count(
             column = targets - i * width
             inside = held & (column >= 0) & (column < width)
             exact = torch.where(inside, tile[at, column.clamp(0, width - 1)], exact)
-            first = 0
-            for size in sizes:
-                rows = at[first : first + size]
-                part = tile if size == len(tile) else tile[rows]
-                mine, buffer = goal[first : first + size, None], flags[:size]
-                higher[first : first + size] += torch.gt(part, mine, out=buffer).sum(1).long()
-                reached[first : first + size] += torch.ge(part, mine, out=buffer).sum(1).long()
-                first += size
+            above, at_least = count_reaching(tile, at, goal)
+            higher += above
+            reached += at_least
         if not torch.isfinite(scores.total(health)).all():
             refuse_non_finite(scores, q, name)
         for found in (higher, reached, exact):

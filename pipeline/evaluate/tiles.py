@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from models.ops import add_health
 from pipeline.errors import LonghaulError
 from pipeline.evaluate.scores import Scores
 
@@ -65,14 +66,12 @@ class Masks:
 
 
 def mask(tile: torch.Tensor, i: int, held: range, seen: torch.Tensor, health: torch.Tensor) -> None:
-    """Put -inf on whatever is no candidate here; first add the rows' sums to ``health``.
-
-    A sum with a non-finite term is never finite, and costs far less than asking each score.
-    """
+    """Put -inf on whatever is no candidate here; first see to it that ``health`` is not finite for
+    rows with scores that are not."""
     first = i * tile.shape[1]
     if i == 0:
         tile[:, 0] = 0  # whatever the table holds for item 0 is no error
-    health += tile.sum(1)
+    add_health(tile, health)
     tile[:, : max(1, held.start) - first if first <= held.start else 0] = -torch.inf
     tile[:, max(0, held.stop - first) :] = -torch.inf
     tile.view(-1).index_fill_(0, seen, -torch.inf)
