@@ -51,7 +51,7 @@ def tables_of_groups(evaluations: list[Evaluation]) -> list[Table]:
     names = [name for name in metrics_shown(evaluations) if name not in _LISTS][:2]
     for kind, (title, order) in GROUPS.items():
         table = Table(box=rich.box.SIMPLE_HEAD, title=f"by {title}")
-        table.add_column("group", no_wrap=True)
+        table.add_column("group", min_width=10)
         table.add_column("scorer", no_wrap=True)
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)

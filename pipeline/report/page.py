@@ -21,8 +21,8 @@ from pipeline.train.standing import Attempt, Standing, standing
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em;
   color: #1f2328 }
-table { border-collapse: collapse; margin: .5em 0 1em }
-th, td { text-align: left; padding: .2em 1em .2em 0; border-bottom: 1px solid #d8dee4;
+table { border-collapse: collapse; margin: .5em 0 1em; font-size: 93% }
+th, td { text-align: left; padding: .2em .8em .2em 0; border-bottom: 1px solid #d8dee4;
   vertical-align: top }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 img { max-width: 100% } .scroll { overflow-x: auto } .hit { font-weight: 600; color: #1a7f37 }

@@ -157,6 +157,7 @@ def _draw_ranking(axis: Any, ranked: list[Evaluation], metric: str) -> None:
             va="center",
         )
     axis.set_xlim(0, 1.25 * max(v + w for v, w in zip(values, widths, strict=True)) or 1)
+    axis.locator_params(axis="x", nbins=5)
     axis.set(title=f"{protocol.split.capitalize()} {metric}", xlabel=protocol.ranking)
 
 
