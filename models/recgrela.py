@@ -177,10 +177,14 @@ class GRELABlock(nn.Module):
 
 def _turned_back(total: torch.Tensor) -> torch.Tensor:
     """``[n, heads, m, v]``, its rows as channels of the full width rotated by one position back."""
-    n, heads, rows, columns = total.shape
-    flat = total.permute(0, 3, 1, 2).reshape(n * columns, heads * rows)
-    back = torch.full((flat.shape[0],), -1, dtype=torch.int64, device=total.device)
-    return rotate(flat, back).view(n, columns, heads, rows).permute(0, 2, 3, 1)
+    heads, rows = total.shape[1:3]
+    # Where a pair (1, 0) comes to lie are the cosine and the sine of its angle.
+    units = total.new_tensor([1.0, 0.0]).repeat(heads * rows // 2)
+    back = torch.full((1,), -1, dtype=torch.int64, device=total.device)
+    cos, sin = rotate(units[None], back).view(heads, -1, 2, 1).unbind(2)
+    first, second = total.unflatten(2, (-1, 2)).unbind(3)
+    turned = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=3)
+    return turned.flatten(2, 3)
 
 
 class RecGRELA(SequentialModel):
