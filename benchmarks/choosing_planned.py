@@ -106,7 +106,8 @@ def main() -> None:
             "",
             "Predicted by `longhaul plan`, not measured: LRURec, bf16 (ZeRO 0: autocast), "
             f"{TOKENS:,} tokens a GPU and step, eight GPUs a node, {EVENTS_AN_ITEM} events an "
-            "item drawn evenly (the most distinct rows there can be). The quickest way that fits, its step, a GPU's memory.",
+            "item drawn evenly (the most distinct rows there can be). The quickest way that "
+            "fits, its step, a GPU's memory.",
             "",
             f"| {' | '.join(head)} |",
             f"| ---: | ---: | ---: |{' --- | ---: | ---: |' * len(LOSSES)}",
