@@ -56,13 +56,10 @@ class RayNodes:
         env = {k: v for k, v in self.env.items() if k != "RAY_ADDRESS"}
         command = [RAY, "start", *where, *self._place(name), "--block", f"--num-cpus={cpus}"]
         command += ["--disable-usage-stats", f"--node-name={name}"]
-        self._nodes[name] = subprocess.Popen(
-            self.on(name, command),
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with open(self._log(name), "wb") as log:
+            self._nodes[name] = subprocess.Popen(
+                self.on(name, command), env=env, stdout=log, stderr=log, start_new_session=True
+            )
         self._wait_for(name)
 
     def _place(self, name: str) -> list[str]:
@@ -76,7 +73,11 @@ class RayNodes:
     def _wait_for(self, name: str) -> None:
         """Return when the cluster lists the node as alive."""
         while name not in self.ids():
-            assert self._nodes[name].poll() is None, f"node {name} ended"
+            said = self._log(name).read_text(errors="replace")
+            assert self._nodes[name].poll() is None, f"node {name} ended: {said[-2000:]}"
+
+    def _log(self, name: str) -> Path:
+        return self.folder.with_name(f"{self.folder.name}-{name}.log")
 
     def _wait_for_port(self, port: int) -> None:
         while True:

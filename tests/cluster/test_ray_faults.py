@@ -10,6 +10,8 @@ from tests.cluster.ray_nodes import RayNodes
 from tests.faults.ray_campaign import FOR_GOOD, RayCampaign
 from tests.faulty_s3 import FaultyS3
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 @pytest.fixture
 def nodes(bucket: str) -> Iterator[RayNodes]:

@@ -29,6 +29,8 @@ from tests.train.runs import (
     write,
 )
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def on_ray(dataset: Dataset, folder: Path, name: str, **changes: object) -> object:
     return recipe(
