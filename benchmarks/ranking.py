@@ -1,6 +1,6 @@
 """Users a second through a catalogue of a million: ranks and lists, beside plain torch.
 
-    python -m benchmarks.ranking [--users 100000] [--items 1000000] [--threads 2] [--device cuda]
+    python -m benchmarks.ranking [--users 100000] [--items 1000000] [--k 20]
 
 ``longhaul`` is ``rank_targets`` (one target a user) and ``top_k``, as evaluation and recommendation
 call them, ``BATCH_USERS`` users at once. ``plain`` does the same with ``hidden @ table.T``, then
@@ -31,7 +31,7 @@ from pipeline.evaluate.scores import TILES
 from pipeline.recommend.histories import BATCH_USERS
 
 ROUNDS = 4
-KS = (20, 100)
+KS = [20, 100]
 Form = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Hidden states ``[n, d]``, table ``[V + 1, d]``, targets ``[n]`` -> ranks ``[n]`` or scores of
 lists ``[n, k]``."""
@@ -90,7 +90,7 @@ def _by_tile(
     return list(zip(hidden.split(queries), targets.split(queries), strict=True))
 
 
-def forms(device: str) -> dict[str, dict[str, Form]]:
+def forms(device: str, ks: list[int]) -> dict[str, dict[str, Form]]:
     """By task and name."""
     width = TILES[device][1]
     found: dict[str, dict[str, Form]] = {
@@ -100,7 +100,7 @@ def forms(device: str) -> dict[str, dict[str, Form]]:
             "plain, whole rows": plain_ranks(None),
         }
     }
-    for k in KS:
+    for k in ks:
         found[f"best {k}"] = {
             "longhaul": exact_lists(k),
             "plain, same memory": plain_lists(k, width),
@@ -146,7 +146,7 @@ def _memory(device: str) -> int:
 def check(given: argparse.Namespace) -> None:
     """All forms of a task say the same, up to the rounding of a product."""
     hidden, table, targets = drawn(200, min(given.items, 20_000), given.d, given.device, 0)
-    for task, named in forms(given.device).items():
+    for task, named in forms(given.device, given.k).items():
         expected, *others = (form(hidden, table, targets).cpu().double() for form in named.values())
         for found in others:
             if task.startswith("rank"):
@@ -161,6 +161,7 @@ def apart(task: str, name: str, seed: int, given: argparse.Namespace) -> dict[st
     command = [sys.executable, "-m", "benchmarks.ranking", "--one", task, name, str(seed)]
     for option in ("users", "items", "d", "threads", "device"):
         command += [f"--{option}", str(getattr(given, option))]
+    command += ["--k", *map(str, given.k)]
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(said.stdout.splitlines()[-1])
     return found
@@ -170,13 +171,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--k", type=int, nargs="*", default=KS, help="lengths of lists")
     parser.add_argument("--d", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    tasks = forms(given.device)
+    tasks = forms(given.device, given.k)
     if given.one:
         task, name, seed = given.one
         print(json.dumps(measure(tasks[task][name], given, int(seed))))
