@@ -90,8 +90,9 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     dataset = covering(int(given.items), given.folder)
     wanted = recipe(dataset, given.folder, threads=1)
-    foreseen = sum(forecast(wanted, dataset, 2).memory.values())
-    stopped = train_until(wanted, given.folder, 2, STOPPED_AFTER, signal.SIGTERM)
+    foreseen = forecast(wanted, dataset, 2).memory
+    saving = foreseen.pop("checkpoint")
+    training, stopped = train_until(wanted, given.folder, 2, STOPPED_AFTER, signal.SIGTERM)
     with bar("train") as progress:
         seconds, peak = train_through(wanted, given.folder, 3, progress)
     lines = [line for line in metrics_of(wanted.run_url) if "loss" in line]
@@ -109,9 +110,11 @@ def main() -> None:
             "",
             "| | |",
             "| --- | --- |",
-            f"| two workers, until SIGTERM after step {STOPPED_AFTER} | {_gib(stopped)} at most, "
-            f"{lines[0]['targets_per_second']:,.0f} targets/s |",
-            f"| forecast of `train --dry-run`, beside libraries | {_gib(2 * foreseen)} |",
+            f"| two workers, until SIGTERM after step {STOPPED_AFTER} | {_gib(training)} at most, "
+            f"{lines[0]['targets_per_second']:,.0f} targets/s; forecast of `train --dry-run` "
+            f"{_gib(2 * sum(foreseen.values()))} beside libraries |",
+            f"| and through the checkpoint that it saved then | {_gib(stopped)} at most; forecast "
+            f"of what a checkpoint takes beside training {_gib(2 * saving)} |",
             f"| three workers, from there to step {STEPS} | {_gib(peak)} at most, {seconds:,.0f} s "
             f"with reading the checkpoint; loss {lines[0]['loss']:.3f} at first, "
             f"{lines[-1]['loss']:.3f} at last |",

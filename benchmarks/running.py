@@ -1,5 +1,6 @@
 """Trainings that a benchmark starts as a user would, watches, and breaks off."""
 
+import contextlib
 import signal
 import subprocess
 import time
@@ -16,19 +17,26 @@ from pipeline.train.run import read_state
 from tests.train.runs import command, environment, wait_for_step, write
 
 
-def train_until(recipe: Recipe, folder: Path, workers: int, step: int, how: signal.Signals) -> int:
-    """Train until the metrics tell of ``step``, then signal every worker; the peak of memory.
+def train_until(
+    recipe: Recipe, folder: Path, workers: int, step: int, how: signal.Signals
+) -> tuple[int, int]:
+    """Train until the metrics tell of ``step``, then signal every worker; the peaks of memory.
 
-    The sum of the workers' resident memory, in bytes, as they had it when they were signalled.
+    The sum of the workers' peaks of resident memory, in bytes: when they were signalled, and when
+    they had done what they do then.
     """
     with _started(recipe, folder, workers) as process:
         wait_for_step(process, recipe, step)
         family = _family(process)
-        peak = sum(map(_peak, family))
+        training = ended = sum(map(_peak, family))
         for member in family:
             member.send_signal(how)
+        while process.poll() is None:
+            ended = max(ended, sum(map(_peak, family)))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.2)
         process.communicate()
-    return peak
+    return training, ended
 
 
 def train_through(recipe: Recipe, folder: Path, workers: int, progress: Bar) -> tuple[float, int]:
@@ -40,10 +48,8 @@ def train_through(recipe: Recipe, folder: Path, workers: int, progress: Bar) -> 
             stands = read_state(recipe.run_url)
             if stands is not None:
                 progress.update(stands.step, stands.steps, recipe.name)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=2)
-            except subprocess.TimeoutExpired:
-                continue
         said = process.communicate()[0]
     if process.returncode:
         raise RuntimeError(f"{recipe.name} ended with {process.returncode}: {said[-2000:]}")
