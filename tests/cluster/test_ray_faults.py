@@ -10,7 +10,7 @@ from tests.cluster.ray_nodes import RayNodes
 from tests.faults.ray_campaign import FOR_GOOD, RayCampaign
 from tests.faulty_s3 import FaultyS3
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture

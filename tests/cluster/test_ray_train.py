@@ -29,7 +29,7 @@ from tests.train.runs import (
     write,
 )
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.ray
 
 
 def on_ray(dataset: Dataset, folder: Path, name: str, **changes: object) -> object:

@@ -27,7 +27,7 @@ from tests.conftest import prepare_histories
 from tests.train.runs import ROOT, environment, steps_in, wait_until
 from tests.wandb_logs import of_kind, offline_logs
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.ray
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

@@ -17,7 +17,7 @@ from tests.cluster.ray_nodes import RayNodes
 from tests.prepare.test_engine import FILTERS, contents, log, options
 from tests.train.runs import ROOT, environment, wait_until
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.ray]
 
 # Everything is cut small, and there are more tasks than fit at a time.
 SCRIPT = """

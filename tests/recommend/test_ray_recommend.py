@@ -16,7 +16,7 @@ from tests.cluster.ray_nodes import workers_below
 from tests.recommend.conftest import COMMON, contents
 from tests.train.runs import environment, longhaul, recipe, train_here, wait_until
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.ray
 
 
 def command(run: str, output: Path) -> list[str]:
