@@ -141,6 +141,7 @@ def test_ray_job_submit_finds_the_cluster(
     assert spins.count(["0"]) == 2, f"the workers' threads wait by spinning: {spins}"
 
 
+@pytest.mark.timeout(900)  # two jobs and 3,000 steps: four minutes on two cores
 def test_a_launched_run_is_stopped_and_launched_again(
     small_set: Dataset, tmp_path: Path, cluster: dict[str, str]
 ) -> None:
