@@ -242,18 +242,24 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The checkout's commit, marked where it has uncommitted changes; "unknown" outside git."""
+    """The checkout's commit, marked where something that takes part has uncommitted changes;
+    "unknown" outside git.
+
+    What benchmarks have measured takes no part: the second of two would be marked for the first.
+    """
+    parts = (":(top)", ":(top,exclude)benchmarks/results")
     try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *parts)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return said.stdout.strip()
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def differences(kept: Any, wanted: Any, path: str = "") -> list[str]:
