@@ -1,8 +1,13 @@
-"""How many tensors go into one file: encoding takes a file's tensors in memory twice more."""
+"""How much of which tensors goes into one file: encoding takes that in memory twice more."""
 
 from collections.abc import Iterable
 
-FILE_BYTES = 1 << 30  # of tensors in a file, unless one alone has more
+FILE_BYTES = 256 << 20  # of tensors in a file, unless one that is not cut has more
+
+
+def cut(size: int) -> list[range]:
+    """The bytes of a tensor of so many, by the parts of it that fit into a file each."""
+    return [range(at, min(at + FILE_BYTES, size)) for at in range(0, size, FILE_BYTES)]
 
 
 def divide(sizes: Iterable[int]) -> list[range]:

@@ -34,6 +34,7 @@ COMMIT = "checkpoint.json"
 SCHEMA_VERSION = 2
 CHUNK_BYTES = 8 << 20  # what is hashed, and read, at once
 _READERS = 8
+_READ_ELEMENTS = 2 * _READERS * CHUNK_BYTES // 4  # at once: the bytes lie beside what they become
 
 T = TypeVar("T")
 
@@ -225,10 +226,11 @@ class Checkpoint:
                 continue
             if low > covered:
                 break
-            at = piece.at + 4 * (low - piece.begin)
-            content = self._bytes(number, at, at + 4 * (high - low))
-            part = torch.frombuffer(content, dtype=torch.float32)
-            found[low - begin : high - begin] = part
+            for first in range(low, high, _READ_ELEMENTS):
+                last = min(first + _READ_ELEMENTS, high)
+                at = piece.at + 4 * (first - piece.begin)
+                content = self._bytes(number, at, at + 4 * (last - first))
+                found[first - begin : last - begin] = torch.frombuffer(content, dtype=torch.float32)
             covered = high
         if covered < stop:
             raise DamagedError(f"{self.url} lacks elements {covered} up to {stop} of {tensor}")
@@ -263,11 +265,13 @@ class Checkpoint:
         have = self._chunk | {
             (number, c): content for c, content in zip(missing, read, strict=True)
         }
-        joined = b"".join(have[number, chunk] for chunk in chunks)
+        content = bytearray()
+        for chunk in chunks:
+            first = chunk * CHUNK_BYTES
+            content += memoryview(have[number, chunk])[max(0, start - first) : stop - first]
         # Small tensors lie side by side: the last chunk is likely to hold the next one too.
         self._chunk = {(number, chunks[-1]): have[number, chunks[-1]]} if chunks else {}
-        first = start - chunks.start * CHUNK_BYTES
-        return bytearray(joined[first : first + stop - start])
+        return content
 
     def _read_chunk(self, number: int, chunk: int) -> bytes:
         file = self.commit.files[number]

@@ -17,7 +17,7 @@ from models.item_table import take_table_out
 from pipeline.config import Recipe
 from pipeline.manifest import Dataset
 from pipeline.stream.order import micro_steps
-from pipeline.tensor_files import divide
+from pipeline.tensor_files import cut, divide
 from pipeline.train.activations import activation_bytes
 from pipeline.train.table.memory import table_memory
 
@@ -168,7 +168,8 @@ def memory_of(recipe: Recipe, dataset: Dataset, workers: int) -> Memory:
     reached = {name: held + moment for name, moment in moments.items()}
     reached["build"] = build + reading
     # export() copies all pieces; safetensors has a file's tensors as bytes apart, then joined.
-    largest = max(sum(saved[place] for place in places) for places in divide(saved))
+    parts = [len(part) for size in saved for part in cut(size)]
+    largest = max(sum(parts[place] for place in places) for places in divide(parts))
     encoded = 2 * min(copies, largest)
     return Memory(reached, held, copies + encoded, state)
 

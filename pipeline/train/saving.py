@@ -5,7 +5,7 @@ plan, so that no rank waits for another; then rank 0 writes the commit, in its t
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.config import Recipe
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Manifest
-from pipeline.tensor_files import divide
+from pipeline.tensor_files import cut, divide
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Commit, Place, TensorFile, TrainState
 from pipeline.train.engine import Engine, Piece
@@ -83,13 +83,14 @@ class Saver:
 
     def _write(self, url: str, pieces: list[tuple[Piece, torch.Tensor]]) -> list[TensorFile]:
         rank, of = self._world.rank, self._world.world_size
+        parts = [part for piece, tensor in pieces for part in _cut(piece, tensor)]
         return [
             checkpoint.write_pieces(
                 url,
                 f"{rank}-of-{of}.{number:03d}.safetensors",
-                [pieces[place] for place in places],
+                [parts[place] for place in places],
             )
-            for number, places in enumerate(divide(tensor.nbytes for _, tensor in pieces))
+            for number, places in enumerate(divide(tensor.nbytes for _, tensor in parts))
         ]
 
     def _write_commit(self, state: TrainState, files: list[TensorFile]) -> None:
@@ -116,6 +117,13 @@ class Saver:
         storage.write_json(where, commit.model_dump(mode="json"))
         best = state.best.step if state.best else None
         checkpoint.retain(recipe.run_url, place, recipe.train.keep_checkpoints, best)
+
+
+def _cut(piece: Piece, tensor: torch.Tensor) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """Views of a flattened tensor: a file for a whole table would take as much memory again."""
+    for part in cut(tensor.nbytes):
+        begin, end = (at // tensor.itemsize for at in (part.start, part.stop))
+        yield Piece(piece.tensor, piece.begin + begin, piece.begin + end), tensor[begin:end]
 
 
 class _Task(Generic[R]):

@@ -14,8 +14,8 @@ from tests.faulty_s3 import FaultyS3
     [
         (0, ["SIGKILL", "full disk", "frozen", "SIGTERM"]),
         (0, ["flipped byte", "missing commit"]),
-        (2, ["SIGKILL"]),
-        (3, ["SIGKILL"]),
+        pytest.param(2, ["SIGKILL"], marks=pytest.mark.slow),
+        pytest.param(3, ["SIGKILL"], marks=pytest.mark.slow),
         (5, ["SIGTERM", "SIGKILL"]),
     ],
 )

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline import world
+from pipeline import tensor_files, world
 from pipeline.errors import LonghaulError
 from pipeline.manifest import Dataset
 from pipeline.train import checkpoint, loop
@@ -172,6 +173,22 @@ def test_the_writing_is_dealt_over_the_ranks(small_set: Dataset, tmp_path: Path)
     ]
     sizes = [path.stat().st_size for path in files_of(wanted.run_url, 12)[:2]]
     assert max(sizes) < 2 * min(sizes)
+
+
+def test_a_tensor_may_lie_in_many_files(
+    small_set: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = recipe(small_set, tmp_path, "whole")
+    parted = recipe(small_set, tmp_path, "parted")
+    train_here(whole)
+    monkeypatch.setattr(tensor_files, "FILE_BYTES", 1000)
+    train_here(parted, stop_before=10)
+    files = checkpoint_of(parted.run_url, 10).commit.files
+    of = Counter(piece.tensor for file in files for piece in file.pieces)
+    assert max(of.values()) > 2
+    assert max(sum(4 * (p.end - p.begin) for p in file.pieces) for file in files) == 1000
+    train_here(parted)
+    assert_bit_equal(final_tensors(whole), final_tensors(parted))
 
 
 def test_an_unknown_schema_is_refused(small_set: Dataset, tmp_path: Path) -> None:

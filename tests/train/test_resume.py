@@ -167,9 +167,9 @@ def test_every_segment_is_trained_once_per_epoch_across_stops(
     [
         ("torch", 1, FULL),
         ("deepspeed", 1, FULL),
-        ("deepspeed", 2, FULL),
+        pytest.param("deepspeed", 2, FULL, marks=pytest.mark.slow),
         ("deepspeed", 3, FULL),
-        ("torch", 1, SAMPLED),
+        pytest.param("torch", 1, SAMPLED, marks=pytest.mark.slow),
         pytest.param("deepspeed", 3, SAMPLED, marks=pytest.mark.slow),
     ],
 )
