@@ -181,12 +181,12 @@ def test_a_tensor_may_lie_in_many_files(
     whole = recipe(small_set, tmp_path, "whole")
     parted = recipe(small_set, tmp_path, "parted")
     train_here(whole)
-    monkeypatch.setattr(tensor_files, "FILE_BYTES", 1000)
+    monkeypatch.setattr(tensor_files, "FILE_BYTES", 400)
     train_here(parted, stop_before=10)
     files = checkpoint_of(parted.run_url, 10).commit.files
     of = Counter(piece.tensor for file in files for piece in file.pieces)
     assert max(of.values()) > 2
-    assert max(sum(4 * (p.end - p.begin) for p in file.pieces) for file in files) == 1000
+    assert max(sum(4 * (p.end - p.begin) for p in file.pieces) for file in files) == 400
     train_here(parted)
     assert_bit_equal(final_tensors(whole), final_tensors(parted))
 
