@@ -1,19 +1,22 @@
 """How long longhaul trains for the Recall@10 that a peer reaches in N minutes, on ML-1M.
 
     python -m benchmarks.time_to_quality [--minutes 45] [--every 60] [--published CHECKOUT]
-        [--rectools PYTHON] [--recbole PYTHON]
+        [--rectools PYTHON] [--recbole PYTHON] [--kept FILE]
 
 What each trains is told in `benchmarks.training_throughput`. Peer and longhaul train turn and turn
 about, ``--every`` seconds each, at a constant rate, and are evaluated after each turn, which the
 clock leaves out: validation items, full ranking, items of the history are no candidates. The peer
 goes on for N minutes; what counts is its best and when it had it. longhaul pauses while it is
-ahead, and goes on for at most as long as the peer.
+ahead, and goes on for at most as long as the peer. Pairs that were raced are kept in ``--kept``
+and are not raced again: the peers' hours can be had in parts.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from benchmarks.peers.beside import Contender, Contest, Pair, add_peers, contest
 from benchmarks.report import surroundings, write_result
@@ -80,16 +83,27 @@ def row(found: Reached) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def races(contest: Contest, minutes: float, every: float, kept: Path) -> list[Reached]:
+    """All pairs; those that ``kept`` has as it has them."""
+    known = json.loads(kept.read_text()) if kept.exists() else {}
+    done = known.setdefault(f"{minutes:g} minutes, every {every:g} s", {})
+    for pair in contest.pairs:
+        if pair.name != "lrurec / plain" and pair.name not in done:
+            done[pair.name] = asdict(raced(contest, pair, minutes, every))
+            kept.write_text(json.dumps(known))
+    return [Reached(**found) for found in done.values()]
+
+
 def main() -> None:
     """Measure and write a dated result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add_peers(parser)
     parser.add_argument("--minutes", type=float, default=45.0, help="of the peer's training")
     parser.add_argument("--every", type=float, default=60.0, help="seconds between evaluations")
+    parser.add_argument("--kept", type=Path, default=Path("time-to-quality.json"))
     given = parser.parse_args()
     with contest(given) as here:
-        pairs = [pair for pair in here.pairs if pair.name != "lrurec / plain"]
-        found = [raced(here, pair, given.minutes, given.every) for pair in pairs]
+        found = races(here, given.minutes, given.every, given.kept)
         lines = [
             "# Time to equal quality, ML-1M",
             "",
