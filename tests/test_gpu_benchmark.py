@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py, in miniature: every case runs, and needs nothing but models."""
+"""benchmarks/gpu, in miniature: every case runs, and needs nothing but models."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def run(*command: str) -> "subprocess.CompletedProcess[str]":
 def test_it_imports_models_only():
     # What a machine with torch does not have, pydantic apart.
     absent = ["deepspeed", "fsspec.core", "pipeline", "polars", "pyarrow", "ray", "webdataset"]
-    asked = f"import sys, benchmarks.gpu; print([m for m in {absent} if m in sys.modules])"
+    asked = f"import sys, benchmarks.gpu.__main__; print([m for m in {absent} if m in sys.modules])"
     done = run("-c", asked)
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -48,7 +48,8 @@ def test_check_runs_every_case(tmp_path):
 
 
 def test_a_failure_is_told_and_the_rest_goes_on(tmp_path):
-    from benchmarks.gpu import SMALL, Bench, Row, report
+    from benchmarks.gpu.__main__ import report
+    from benchmarks.gpu.bench import SMALL, Bench, Row
 
     bench = Bench(SMALL, 1)
     bench.device = "cpu"

@@ -1,0 +1,1 @@
+"""Operations and training steps on one GPU: see ``__main__``."""
