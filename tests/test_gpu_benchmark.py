@@ -59,8 +59,22 @@ def test_a_failure_is_told_and_the_rest_goes_on(tmp_path):
 
     bench.case("one", "bad", fails)
     bench.case("one", "good", lambda: Row("", "", 2.0, 1.0, 5e7, "tokens"))
-    pytest.importorskip("triton")
-    report(bench, tmp_path)
+    report(bench, tmp_path, "a machine")
     page = (tmp_path / "gpu.md").read_text()
     assert "FAILED: RuntimeError: no such / thing" in page
     assert "| good | 2.000 | 1.000 | 50% | 50.0 M tokens |" in page
+
+
+def test_floors_of_a_gpu_that_is_not_here(tmp_path):
+    done = run("-m", "benchmarks.gpu", "--floors", "h200", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert not any(row["note"].startswith("FAILED") or row["milliseconds"] for row in rows)
+    found = {row["case"]: row["floor"] for row in rows}
+    # 256 x 2,048 tokens of 128 pairs of bf16, in and out at 4.8 TB/s; backward there are three.
+    once = 256 * 2048 * 128 * 2 * 2 / 4.8e9
+    assert found["256 x 2,048, d 64, bf16, forward"] == pytest.approx(2 * once)
+    assert found["256 x 2,048, d 64, bf16, backward"] == pytest.approx(3 * once)
+    refused = run("-m", "benchmarks.gpu", "--floors", "h201", "--output", str(tmp_path))
+    assert refused.returncode == 1
+    assert "h200" in refused.stderr

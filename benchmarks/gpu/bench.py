@@ -99,6 +99,10 @@ class Bench:
             taken.append(start.elapsed_time(end))
         return float(statistics.median(taken))
 
+    def row(self, run: Callable[[], Any], least: float, count: int, unit: str = "tokens") -> Row:
+        """What a run of so many tokens takes, beside the least it could."""
+        return _row(self.time(run), least, count, unit)
+
     def floor(self, bytes_moved: float, operations: float = 0) -> float:
         """Milliseconds: what memory and arithmetic take where one hides the other."""
         seconds = max(bytes_moved / self.bytes_per_second, operations / self.products_per_second)
@@ -123,17 +127,12 @@ class Bench:
 
         def forward() -> Row:
             with torch.no_grad():
-                took = self.time(lambda: operation(*inputs))
-            least = self.floor(moved[0], operations[0])
-            return Row("", "", took, least, 1e3 * tokens / took, "tokens")
+                least = self.floor(moved[0], operations[0])
+                return self.row(lambda: operation(*inputs), least, tokens)
 
         def backward() -> Row:
-            wanted = [x for x in inputs if x.requires_grad]
-            y = operation(*inputs)
-            dy = torch.randn_like(y)
-            took = self.time(lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True))
             least = self.floor(moved[1], operations[1])
-            return Row("", "", took, least, 1e3 * tokens / took, "tokens")
+            return self.row(_backward(operation, inputs), least, tokens)
 
         self.case(section, f"{name}, forward", forward)
         self.case(section, f"{name}, backward", backward)
@@ -144,6 +143,40 @@ class Bench:
         reset = torch.zeros(segments * length, dtype=torch.bool, device=self.device)
         reset[offsets[:-1]] = True
         return reset, offsets
+
+
+class Floors(Bench):
+    """No device: of every case the least that it could take at these rates."""
+
+    def __init__(self, bytes_per_second: float, products_per_second: float) -> None:
+        super().__init__(Scale(), math.inf)
+        self.device = "meta"
+        self.bytes_per_second = bytes_per_second
+        self.products_per_second = products_per_second
+
+    def row(self, run: Callable[[], Any], least: float, count: int, unit: str = "tokens") -> Row:
+        """The floor; nothing runs."""
+        return replace(_row(least, least, count, unit), milliseconds=None)
+
+
+def _row(took: float, least: float, count: int, unit: str) -> Row:
+    note = f"{took * 1e6 / count:,.2f} s for 10^9" if unit == "targets" else ""
+    return Row("", "", took, least, 1e3 * count / took, unit, note=note)
+
+
+def _backward(operation: Operation, inputs: list[torch.Tensor]) -> Callable[[], Any]:
+    """The backward pass; what it goes back from is made at the first call, which only warms up."""
+    wanted = [x for x in inputs if x.requires_grad]
+    made: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def run() -> Any:
+        if not made:
+            y = operation(*inputs)
+            made.append((y, torch.randn_like(y)))
+        y, dy = made[0]
+        return torch.autograd.grad(y, wanted, dy, retain_graph=True)
+
+    return run
 
 
 def cells(row: Row) -> str:

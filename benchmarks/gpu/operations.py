@@ -64,11 +64,10 @@ def losses(bench: Bench) -> None:
         targets = torch.randint(1, classes, (scale.targets,), device=bench.device)
 
         def full(h: Any = h, w: Any = w, b: Any = b, targets: Any = targets) -> Row:
-            took = bench.time(lambda: ops.full_softmax_loss(h, w, b, targets))
-            pairs = len(targets) * len(w)
-            each = f"{took * 1e6 / len(targets):,.0f} s for 10^9 targets"
-            least = bench.floor(0, 8 * d * pairs)
-            return Row("", "", took, least, 1e3 * len(targets) / took, "targets", note=each)
+            least = bench.floor(0, 8 * d * len(targets) * len(w))
+            return bench.row(
+                lambda: ops.full_softmax_loss(h, w, b, targets), least, len(targets), "targets"
+            )
 
         bench.case("losses", f"full softmax, {classes:,} items, bf16", full)
     rows, tokens, count = scale.classes[0], scale.tokens, scale.negatives
@@ -81,12 +80,13 @@ def losses(bench: Bench) -> None:
         def few(h: Any = h, w: Any = w, b: Any = b, targets: Any = targets, drawn: Any = drawn,
                 weights: Any = weights) -> Row:  # fmt: skip
             size = -(-tokens // len(drawn))
-            took = bench.time(
-                lambda: ops.sampled_softmax_loss(h, w, b, targets, drawn, weights, size)
-            )
             least = bench.floor(tokens * d * (2 + 4 + 2), 6 * d * tokens * count)
-            each = f"{took * 1e6 / tokens:,.2f} s for 10^9 targets"
-            return Row("", "", took, least, 1e3 * tokens / took, "targets", note=each)
+            return bench.row(
+                lambda: ops.sampled_softmax_loss(h, w, b, targets, drawn, weights, size),
+                least,
+                tokens,
+                "targets",
+            )
 
         bench.case("losses", f"sampled softmax, {count:,} negatives, {blocks} blocks, bf16", few)
 
@@ -194,9 +194,9 @@ def mixers(bench: Bench) -> None:
     def slots() -> Row:
         query = torch.randn(scale.tokens, 2, d, device=bench.device)
         keys = torch.randn(2, 2, scale.side, d // 2, device=bench.device)
-        took = bench.time(lambda: ops.product_key_top(query, keys, 8 if d >= 64 else 4))
         moved = query.numel() * 4 + 8 * scale.tokens * 4 * scale.side
         least = bench.floor(moved, 4 * scale.tokens * 2 * scale.side * d)
-        return Row("", "", took, least, 1e3 * scale.tokens / took, "tokens")
+        best = 8 if d >= 64 else 4
+        return bench.row(lambda: ops.product_key_top(query, keys, best), least, scale.tokens)
 
     bench.case("mixers", f"product keys, 2 x {scale.side}^2 slots, fp32", slots)
