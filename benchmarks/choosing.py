@@ -6,7 +6,7 @@ LRURec, d 64, two blocks, 4,096 tokens a step whatever the number of workers; ca
 every item occurs; a dense table under ZeRO 0 to 3 beside the sharded one, the full softmax beside
 512 uniform negatives. Each cell is a process group of its own. What would not fit ``--memory`` or
 would take too long for a step is computed and marked with ~: memory by the forecast of
-``longhaul train --dry-run``, the time by the cell that differs in the size of the catalogue alone.
+``longhaul train --dry-run``, without its checkpoint, the time by the cell that differs in the size of the catalogue alone.
 Cells are kept in ``FOLDER/cells.json``; the same command goes on.
 """
 
@@ -22,7 +22,7 @@ from benchmarks.steps import measured
 from pipeline.config import Recipe, parse_recipe
 from pipeline.manifest import Dataset
 from pipeline.progress import bar
-from pipeline.train.forecast import forecast
+from pipeline.train.memory import memory_of
 
 LANES, LANE_TOKENS = 4, 1024
 LOSSES: dict[str, dict[str, Any]] = {
@@ -126,7 +126,7 @@ def measure(folder: Path, wanted: list[Cell], memory: float, seconds: float) -> 
                 continue
             dataset = covering(cell.items, folder)
             recipe = cell.recipe(dataset, folder)
-            needs = sum(forecast(recipe, dataset, cell.workers).memory.values())
+            needs = memory_of(recipe, dataset, cell.workers).training
             guess = computed(cell, needs, known)
             too_long = guess.get("step_seconds", 0.0) > LONGEST_STEP
             if needs * cell.workers > memory or too_long:
@@ -188,7 +188,8 @@ def main() -> None:
             *surroundings(2),
             "",
             f"LRURec, d 64, two blocks, {LANES} lanes of {LANE_TOKENS:,} tokens a step; a step's "
-            "median time; the growth of a rank's peak memory from before the model was built; "
+            "median time; the growth of a rank's peak memory from before the model was built, without "
+            "a checkpoint; "
             "bytes that rank 0 sends and gets in a step. More workers than cores share them. "
             "~: computed, see the script.",
             "",
