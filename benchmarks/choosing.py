@@ -6,8 +6,8 @@ LRURec, d 64, two blocks, 4,096 tokens a step whatever the number of workers; ca
 every item occurs; a dense table under ZeRO 0 to 3 beside the sharded one, the full softmax beside
 512 uniform negatives. Each cell is a process group of its own. What would not fit ``--memory`` or
 would take too long for a step is computed and marked with ~: memory by the forecast of
-``longhaul train --dry-run``, without its checkpoint, the time by the cell that differs in the size of the catalogue alone.
-Cells are kept in ``FOLDER/cells.json``; the same command goes on.
+``longhaul train --dry-run``, without its checkpoint, the time by the cell that differs in the size
+of the catalogue alone. Cells are kept in ``FOLDER/cells.json``; the same command goes on.
 """
 
 import argparse
@@ -188,10 +188,9 @@ def main() -> None:
             *surroundings(2),
             "",
             f"LRURec, d 64, two blocks, {LANES} lanes of {LANE_TOKENS:,} tokens a step; a step's "
-            "median time; the growth of a rank's peak memory from before the model was built, without "
-            "a checkpoint; "
-            "bytes that rank 0 sends and gets in a step. More workers than cores share them. "
-            "~: computed, see the script.",
+            "median time; the growth of a rank's peak memory from before the model was built, "
+            "without a checkpoint; bytes that rank 0 sends and gets in a step. More workers "
+            "than cores share them. ~: computed, see the script.",
             "",
             *(
                 line
