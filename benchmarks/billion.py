@@ -29,6 +29,10 @@ from tests.train.runs import environment
 YAMBDA_USERS_AN_EVENT = 1_000_000 / 4_785_859_887
 LANES, LANE_TOKENS = 2, 8192
 BILLION = 1_000_000_000
+# Histories are longer than the positions that it would learn.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "hydrarec": {"positions": "rotary", "max_history": None},
+}
 
 
 def log_and_set(events: int, items: int, folder: Path) -> tuple[Path, Dataset]:
@@ -69,7 +73,7 @@ def recipe(model: str, dataset: Dataset, folder: Path, users: int) -> Recipe:
                 "lane_tokens": LANE_TOKENS,
                 "window": {"length": 1024},
             },
-            "model": {"name": model, "d": 64},
+            "model": {"name": model, "d": 64} | SETTINGS.get(model, {}),
             "train": {
                 "steps": steps,
                 "loss": {"name": "sampled_softmax", "uniform": 256, "batch": 256},
