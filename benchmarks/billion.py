@@ -78,7 +78,7 @@ def recipe(model: str, dataset: Dataset, folder: Path, users: int) -> Recipe:
             "model": {"name": model, "d": 64, "dropout": 0.0} | SETTINGS.get(model, {}),
             "train": {
                 "steps": steps,
-                "loss": {"name": "sampled_softmax", "uniform": 256, "batch": 256},
+                "loss": {"name": "sampled_softmax", "uniform": 1024, "batch": 1024},
                 "table": {"home": "sharded"},
                 "engine": "deepspeed",
                 "zero_stage": 1,
@@ -173,7 +173,7 @@ def main() -> None:
             *surroundings(2),
             "",
             f"{manifest.users:,} users with histories like Yambda-5B's; d 64, two blocks; "
-            f"{LANES} lanes of {LANE_TOKENS:,} tokens, windows of 1,024; 256 uniform and 256 "
+            f"{LANES} lanes of {LANE_TOKENS:,} tokens, windows of 1,024; 1,024 uniform and 1,024 "
             "in-batch negatives; item table sharded, Adam on touched rows; two threads. Each run "
             "was killed at a third of its steps and went on. Full ranking of "
             f"{given.users:,} users, nothing masked.",
