@@ -38,7 +38,7 @@ from pipeline.world import alone, torchrun
 from tests.train.runs import environment
 
 SET = "ml-1m"
-WORKERS, BATCH_TOKENS = (1, 2, 3), (1_000, 8_192, 50_000)
+WORKERS, BATCH_TOKENS = (1, 2, 3), (2_000, 16_384, 131_072)
 METRICS = {
     f"{name}@10": measure @ 10
     for name, measure in (("hr", Success), ("recall", R), ("ndcg", nDCG), ("mrr", RR))

@@ -23,7 +23,7 @@ from pipeline.config import PlacementConfig
 from pipeline.secrets import read_secrets
 from pipeline.world import World, pick_device, use_threads
 
-_WAITING = "OMP_WAIT_POLICY"  # which the package pipeline sets
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # which the package pipeline sets
 
 
 def work_together(
@@ -95,7 +95,9 @@ def _fit(
             storage_filesystem=_nowhere(),
             failure_config=FailureConfig(max_failures=placement.max_failures),
             # In force from the start of the process: Ray loads torch before any of our code.
-            worker_runtime_env={"env_vars": {_WAITING: os.environ[_WAITING]}},
+            worker_runtime_env={
+                "env_vars": {name: os.environ[name] for name in _WAITING if name in os.environ}
+            },
         ),
         torch_config=NodeTorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
     )

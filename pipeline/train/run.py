@@ -28,6 +28,7 @@ _RECORDED = (
     "CUDA_",
     "DS_",
     "GLOO_",
+    "GOMP_",
     "LONGHAUL_",
     "NCCL_",
     "OMP_",

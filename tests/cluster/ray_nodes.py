@@ -37,7 +37,8 @@ class RayNodes:
         self.env = environment(RAY_AUTH_MODE="disabled", RAY_ADDRESS=self.address) | dict(env)
         self.env |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
         self.env |= {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
-        self.env.pop("OMP_WAIT_POLICY", None)  # nodes know nothing of what we want
+        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+            self.env.pop(name, None)  # nodes know nothing of what we want
         self.folder = Path(f"/tmp/longhaul-ray-{os.getpid()}-{port}")  # sockets need a short path
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         head = ["--head", f"--port={port}"]

@@ -22,7 +22,7 @@ from pipeline.prepare import PrepareOptions, prepare
 from pipeline.world import current_world
 from tests.train.runs import ROOT
 
-SIZES = (1000, 8192, 20_000)
+SIZES = (2_000, 16_384, 131_072)
 
 
 @pytest.fixture(scope="module")

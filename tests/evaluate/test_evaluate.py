@@ -43,7 +43,7 @@ def label(protocol: Protocol) -> str:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks, and more than one batch in some, in a data set of a few hundred events."""
-    monkeypatch.setattr(blocks, "BATCH_TOKENS", 100)
+    monkeypatch.setattr(blocks, "BATCH_TOKENS", 800)
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -213,7 +213,7 @@ def test_list_lengths_are_sorted() -> None:
 class TestBlocks:
     def test_every_member_is_in_one_block(self, tmp_path: Path) -> None:
         dataset = write_dataset(tmp_path, random_users(200, CATALOGUE, seed=6), CATALOGUE)
-        for size in (1, 40, 100, 1000, 10**6):
+        for size in (1, 150, 400, 1_000, 10_000, 10**6):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(blocks, "BATCH_TOKENS", size)
                 plan = plan_blocks(dataset, Protocol())
@@ -226,7 +226,7 @@ class TestBlocks:
         dataset = write_dataset(tmp_path, users, CATALOGUE, per_member=50)
         protocol = Protocol(max_history=20, targets="all_in_window")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(blocks, "BATCH_TOKENS", 200)
+            patch.setattr(blocks, "BATCH_TOKENS", 1_500)
             keys = []
             for block in plan_blocks(dataset, protocol):
                 batches, without_target, _ = read_block(dataset, block, protocol)
@@ -235,7 +235,7 @@ class TestBlocks:
                 assert scored + without_target == block.users
                 for queries in batches:
                     cost = len(queries.batch.items) + blocks.USER_TOKENS * len(queries.keys)
-                    assert cost <= 200 + 20 + blocks.USER_TOKENS
+                    assert cost <= 1_500 + 20 + blocks.USER_TOKENS
                     keys += queries.keys.tolist()
         assert keys == [user.key for user in users if user.split[3] < len(user.items)]
 

@@ -40,7 +40,7 @@ def written(
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BATCH_TOKENS", 100)
+    monkeypatch.setattr(blocks, "BATCH_TOKENS", 800)
     monkeypatch.setattr(per_user, "_USERS", (10, 20))
 
 

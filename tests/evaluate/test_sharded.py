@@ -49,7 +49,7 @@ class DealtRows:
 
 
 def measure(world: World, folder: Path, sharded: bool) -> dict[str, Any]:
-    blocks.BATCH_TOKENS = 200
+    blocks.BATCH_TOKENS = 1_500
     scores.TILES["cpu"] = (16, 128)  # several tiles, cut in their middle
     torch.set_num_threads(1)
     model = DecayModel(CATALOGUE)

@@ -42,7 +42,7 @@ USERS = [60, 61, 62, 63, 64, 65, 2]
 
 def measure(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     """All that one worker finds; run alone it is what the others are compared with."""
-    blocks.BATCH_TOKENS, per_user._USERS = 200, (10, 20)
+    blocks.BATCH_TOKENS, per_user._USERS = 1_500, (10, 20)
     cooccurrence.PAIRS = 100
     torch.set_num_threads(1)
     found: dict[str, Any] = {"results": [], "counts": [], "calls": [], "encoded": {}, "rows": []}
