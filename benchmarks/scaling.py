@@ -15,6 +15,7 @@ also predicted from a fit to all the others. Run it while the machine does nothi
 import argparse
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,13 +143,14 @@ def peaks(seconds: float = 1.0) -> tuple[float, float]:
     torch.set_num_threads(1)
     a, much = torch.rand(1024, 1024), torch.rand(1 << 26)
     to = torch.empty_like(much)
-    product = _best(lambda: a @ a, seconds)
-    copy = _best(lambda: to.copy_(much), seconds)
+    product = best_seconds(lambda: a @ a, seconds)
+    copy = best_seconds(lambda: to.copy_(much), seconds)
     torch.set_num_threads(threads)
     return 2 * 1024**3 / product, 2 * much.nbytes / copy
 
 
-def _best(act: Any, seconds: float) -> float:
+def best_seconds(act: Callable[[], object], seconds: float) -> float:
+    """Of one call, the quickest within so many seconds and at least three."""
     taken: list[float] = []
     while sum(taken) < seconds or len(taken) < 3:
         began = time.perf_counter()

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 
 import torch
+from torch.profiler import record_function
 
 from pipeline.config import Recipe
 from pipeline.manifest import Dataset
@@ -43,14 +44,16 @@ def updates(recipe: Recipe, dataset: Dataset, engine: Engine | None = None) -> I
     engine = engine or build_engine(recipe, dataset, World(0, 1, torch.device("cpu")))
     epoch = 0
     while True:
-        step = stream.next_step()
+        with record_function("reading"):  # named for a profiler
+            step = stream.next_step()
         if not step.segments:
             epoch += 1
             stream.start(epoch)
             continue
         for micro in step.micro:
             engine.backward(micro.batch, step.targets)
-        engine.update(recipe.train.optimizer.lr)
+        with record_function("update"):
+            engine.update(recipe.train.optimizer.lr)
         yield step.targets
 
 

@@ -1,0 +1,190 @@
+"""Where a training step's time goes on a CPU, and what share of its best matrix product it reaches.
+
+    python -m benchmarks.step_profile [SET/RECIPE ...] [--threads 2] [--seconds 8]
+
+Recipes of `configs` on real data, LRURec's and SASRec's of ML-1M by default. Speed is measured
+without the profiler, the shares of a step under it: what an operation takes counts for the first of
+its callers that is named in ``KINDS``, and what no operation takes is Python's and the
+interpreter's way to them. Operations (FLOP) are those of `cluster.plan`, the peak is the best
+product of two square matrices on the same threads.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.quality import CONFIGS, prepared
+from benchmarks.report import surroundings, write_result
+from benchmarks.scaling import best_seconds
+from benchmarks.updates import rate, updates
+from cluster.plan.counts import counts_of
+from cluster.plan.work import Work, sizes_of, work_of
+from pipeline.config import Recipe, load_recipe
+from pipeline.manifest import Dataset
+from pipeline.world import alone
+
+RECIPES = ("ml-1m/lrurec", "ml-1m/sasrec")
+PRODUCTS, MIXING, LOSS = "linear maps", "attention, recurrence", "loss"
+KINDS = {
+    "reading": ("reading",),
+    "update": ("update",),
+    LOSS: ("Loss",),
+    MIXING: (
+        "Recurrence",
+        "PrefixSum",
+        "LinearAttention",
+        "Experts",
+        "Convolution",
+        "aten::_scaled_dot_product",
+        "Spread",
+        "Gather",
+    ),
+    PRODUCTS: ("Linear", "aten::mm", "aten::addmm", "mkldnn::_linear"),
+    "norm, activation, dropout": (
+        "AddNorm",
+        "aten::native_layer_norm",
+        "Gelu",
+        "aten::gelu",
+        "aten::silu",
+        "aten::relu",
+        "aten::clamp_min",
+        "aten::threshold",
+        "aten::sigmoid",
+        "Drop",
+        "aten::bernoulli_",
+    ),
+    "rows gathered and added": (
+        "Lookup",
+        "aten::embedding",
+        "aten::index",
+        "aten::_index",
+        "aten::gather",
+        "aten::scatter",
+        "aten::sort",
+        "aten::repeat_interleave",
+    ),
+    "copies, fills, sums": (
+        "aten::cat",
+        "aten::stack",
+        "aten::copy_",
+        "aten::clone",
+        "aten::fill_",
+        "aten::zero_",
+        "aten::add",
+        "aten::sub",
+        "aten::mul",
+        "aten::div",
+        "aten::sum",
+        "aten::neg",
+    ),
+}
+OTHERS = "other operations, Python"
+COLUMNS = (*KINDS, OTHERS)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """targets: a second, without the profiler. flops: operations a target, by the kinds of
+    ``Work``. shares: of the wall time of a step, by kind of operation."""
+
+    targets: float
+    flops: Work
+    shares: dict[str, float]
+
+    def speed(self, *kinds: str) -> float:
+        """FLOP/s of a whole step, by kinds of work."""
+        return self.targets * sum(float(getattr(self.flops, kind)) for kind in kinds)
+
+
+def profiled(recipe: Recipe, dataset: Dataset, seconds: float) -> Profile:
+    """Train for so long, then once more under the profiler."""
+    counts = counts_of(recipe, None, None)
+    sizes = sizes_of(recipe, counts, workers=1, gpu=False)
+    work = sum(work_of(recipe, sizes).values(), Work())
+    running = updates(recipe, dataset)
+    rate(running, seconds / 2)
+    targets = rate(running, seconds)
+    return Profile(targets, work * (1 / (sizes.micro * sizes.tokens)), shares(running, seconds))
+
+
+def shares(running: Iterator[int], seconds: float) -> dict[str, float]:
+    """Of the wall time, by kind of operation; they add up to one."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            next(running)
+        wall = time.perf_counter() - began
+    spent = dict.fromkeys(COLUMNS, 0.0)
+    for event in seen.events() or []:
+        caller, kind = event, None
+        while caller is not None:  # the outermost that is named decides
+            kind = _kind(caller.name) or kind
+            caller = caller.cpu_parent
+        spent[kind or OTHERS] += event.self_cpu_time_total / 1e6
+    spent[OTHERS] += wall - sum(spent.values())
+    return {kind: took / wall for kind, took in spent.items()}
+
+
+def _kind(operation: str) -> str | None:
+    return next((kind for kind, names in KINDS.items() if operation.startswith(names)), None)
+
+
+def page(profiles: dict[str, Profile], peak: float, around: list[str]) -> list[str]:
+    """The tables."""
+    lines = [
+        "# Where a training step's time goes",
+        "",
+        *around,
+        "",
+        f"fp32; the best product of two square matrices on these threads: {peak / 1e9:,.0f} "
+        "GFLOP/s. Speeds are of whole steps from reading to update, FLOP those of `cluster.plan`.",
+        "",
+        "| recipe | targets/s | MFLOP a target | GFLOP/s | of the peak "
+        "| linear maps alone, of the peak | loss alone, of the peak |",
+        f"| --- |{' ---: |' * 6}",
+    ]
+    for name, found in profiles.items():
+        whole = found.speed("products", "mixing", "softmax")
+        alone_at = (
+            found.speed(work) / found.shares[kind] / peak
+            for work, kind in (("products", PRODUCTS), ("softmax", LOSS))
+        )
+        cells = [name, f"{found.targets:,.0f}", f"{whole / found.targets / 1e6:.2f}"]
+        cells += [f"{whole / 1e9:,.0f}", f"{whole / peak:.0%}", *(f"{at:.0%}" for at in alone_at)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Of a step's time:", "", f"| part | {' | '.join(profiles)} |"]
+    lines.append(f"| --- |{' ---: |' * len(profiles)}")
+    for kind in COLUMNS:
+        cells = [f"{found.shares[kind]:.1%}" for found in profiles.values()]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    """Profile the recipes and write a dated result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("recipes", nargs="*", default=RECIPES, help="as ml-1m/lrurec")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of training, for each")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work, alone("cpu", given.threads):
+        square = torch.rand(2048, 2048)
+        peak = 2 * 2048**3 / best_seconds(lambda: square @ square, 3.0)
+        profiles = {}
+        for name in given.recipes:
+            folder, _, recipe_name = name.partition("/")
+            dataset = prepared(folder, Path(work))
+            path = str(CONFIGS / folder / f"{recipe_name}.yaml")
+            recipe = load_recipe(path, [f"data.path={dataset.url}"])
+            profiles[name] = profiled(recipe, dataset, given.seconds)
+    write_result("step-profile", page(profiles, peak, surroundings(given.threads)))
+
+
+if __name__ == "__main__":
+    main()
