@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from models.ops import precision
-from models.ops.dense import cpu, onednn
+from models.ops.dense import cpu, wide
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -27,6 +27,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         raise ValueError(f"x is {dtype}, weight {weight.dtype}: they must share a dtype")
     if precision.emulated(dtype, x.device):
         return cpu.linear(x, weight, bias)
-    if dtype == torch.float32 and onednn.serves(x, weight):
-        return onednn.linear(x, weight, bias)
+    if dtype == torch.float32 and wide.serves(x, weight):
+        return wide.linear(x, weight, bias)
     return functional.linear(x, weight, bias)

@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "softmax/gemm.hpp"
+#include "gemm.hpp"
 
 namespace longhaul {
 

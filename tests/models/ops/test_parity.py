@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_forms import assert_matches, form, resets_of
+from op_forms import assert_matches, form, resets_of, threads
 
 from models import ops
 from models.ops.activation import reference as activation
@@ -275,12 +275,22 @@ def test_linear(shape, dtype):
     assert_matches(ops.linear, dense.linear, inputs, slack=2)
 
 
-@pytest.mark.parametrize("width", [64, 61])
-def test_linear_of_many_rows(width):
-    """As a training step has them: another library's product where there are 512-bit vectors."""
-    inputs = [normal(300, width), normal(96, width), normal(96)]
+@pytest.mark.parametrize(("rows", "width", "out"), [(300, 64, 96), (256, 32, 64), (700, 61, 70)])
+def test_linear_of_many_rows(rows, width, out):
+    """As a training step has them: kernels of their own where there are 512-bit vectors."""
+    inputs = [normal(rows, width), normal(out, width), normal(out)]
     assert_matches(ops.linear, dense.linear, inputs, slack=2)
     assert_matches(ops.linear, lambda x, w: dense.linear(x, w, None), inputs[:2], slack=2)
+
+
+def test_a_weight_s_gradient_does_not_depend_on_the_number_of_threads():
+    x, weight, bias, dy = normal(900, 64), normal(100, 64), normal(100), normal(900, 100)
+    leaves = weight.requires_grad_(), bias.requires_grad_()
+    found = []
+    for count in (1, 2, 3):
+        with threads(count):
+            found.append(torch.autograd.grad(ops.linear(x, *leaves), leaves, dy))
+    assert all(map(torch.equal, found[0], other) for other in found[1:])
 
 
 def test_linear_under_autocast_rounds_to_bf16():

@@ -1,10 +1,13 @@
-"""fp32 linear maps in training through oneDNN, which uses 512-bit vectors on every CPU that has
-them. torch's own way is MKL, which uses them on Intel's alone: half the speed on AMD's."""
+"""fp32 linear maps in training with 512-bit vectors on every CPU that has them: products by weights
+through oneDNN, the gradients of weight and bias, sums over many rows, by wide.cpp. torch's own way
+is MKL, which uses such vectors on Intel's alone: half the speed on AMD's."""
 
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+
+from models.ops import extension
 
 LEAST_ROWS = 256  # below, the call itself costs more than it saves
 
@@ -36,8 +39,20 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return y
 
 
+def gradients(
+    dy: torch.Tensor, x: torch.Tensor, bias: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """dyᵀ x and, if asked for, the sum of dy over its rows; both contiguous, ``[T, out or in]``."""
+    dweight = x.new_empty(dy.shape[1], x.shape[1])
+    dbias = x.new_empty(dy.shape[1]) if bias else None
+    arguments = (dy, x, len(x), *dweight.shape, dweight, dbias)
+    if extension.available() and not extension.call("linear_gradients", *arguments):
+        return dweight, dbias
+    return dy.T @ x, dy.sum(0) if bias else None  # no kernels, or widths that they do not know
+
+
 class Linear(torch.autograd.Function):
-    """The gradient of the weight stays with MKL: a sum over many rows, at which it is as fast."""
+    """Keeps its operands; `product` and `gradients` do the rest."""
 
     @staticmethod
     def forward(
@@ -51,8 +66,7 @@ class Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wanted, dy = ctx.needs_input_grad, dy.contiguous()
-        return (
-            product(dy, weight.T, None) if wanted[0] else None,
-            dy.T @ x if wanted[1] else None,
-            dy.sum(0) if wanted[2] else None,
-        )
+        dx = product(dy, weight.T, None) if wanted[0] else None
+        if not wanted[1]:
+            return dx, None, dy.sum(0) if wanted[2] else None
+        return dx, *gradients(dy, x.contiguous(), wanted[2])

@@ -1,6 +1,4 @@
-// Small matrix products for the softmax loss: fixed register blocks of ROWS by two vectors,
-// operands packed so that every stream is contiguous. Sizes are padded by the caller: no edges
-// inside.
+// Small matrix products: fixed register blocks of R rows by two vectors, no edges inside.
 #pragma once
 
 #include "simd.hpp"
@@ -12,12 +10,13 @@ constexpr int ROWS = LANES == 16 ? 12 : 6;
 constexpr int PANEL = 2 * LANES;  // columns of a register block
 
 // sums[i][:] += sum over k of a[i * row_stride + k * depth_stride] * b[k * PANEL + :]
+template <int R = ROWS>
 struct Sums {
-    f32wide v[ROWS][2];
+    f32wide v[R][2];
 
     // Every row starts from the same PANEL values.
     inline __attribute__((always_inline)) Sums(f32wide left, f32wide right) {
-        for (int i = 0; i < ROWS; ++i) {
+        for (int i = 0; i < R; ++i) {
             v[i][0] = left;
             v[i][1] = right;
         }
@@ -30,7 +29,7 @@ struct Sums {
             const f32wide b0 = load_wide(b + k * b_stride);
             const f32wide b1 = load_wide(b + k * b_stride + LANES);
 #pragma GCC unroll 12
-            for (int i = 0; i < ROWS; ++i) {
+            for (int i = 0; i < R; ++i) {
                 const float x = a[i * row_stride + k * depth_stride];
                 v[i][0] += x * b0;
                 v[i][1] += x * b1;
@@ -39,14 +38,14 @@ struct Sums {
     }
     // Long sums are made of short ones, which keeps their rounding small.
     inline void add_to(float* c, int64_t stride) const {
-        for (int i = 0; i < ROWS; ++i) {
+        for (int i = 0; i < R; ++i) {
             float* right = c + i * stride + LANES;
             store_wide(c + i * stride, load_wide(c + i * stride) + v[i][0]);
             store_wide(right, load_wide(right) + v[i][1]);
         }
     }
     inline void write(float* c, int64_t stride) const {
-        for (int i = 0; i < ROWS; ++i) {
+        for (int i = 0; i < R; ++i) {
             store_wide(c + i * stride, v[i][0]);
             store_wide(c + i * stride + LANES, v[i][1]);
         }
