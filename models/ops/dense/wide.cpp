@@ -42,7 +42,7 @@ struct Stretch {
 }  // namespace
 
 // dweight [out, in] = dy^T x and dbias [out] of dy [rows, out] and x [rows, in]; dbias may be null.
-// `out` is a multiple of FEW past its blocks of ROWS, `in` one of PANEL: otherwise writes nothing and returns 1.
+// Where blocks of ROWS and FEW do not make up `out`, or panels `in`: writes nothing, returns 1.
 extern "C" int64_t linear_gradients(const float* dy, const float* x, int64_t rows, int64_t out,
                                     int64_t in, float* dweight, float* dbias, int64_t threads) {
     if (rows == 0 || out % ROWS % FEW || in % PANEL) return 1;
