@@ -3,7 +3,7 @@
 import torch
 
 from models.ops import gpu
-from models.ops.attention import cpu
+from models.ops.attention import buckets, cpu
 from models.ops.offsets import check_offsets
 
 WIDEST_TRITON_HEAD = 128
@@ -36,4 +36,6 @@ def attention(
         from models.ops.attention import triton
 
         return triton.attention(q, k, v, offsets, causal)
-    return cpu.attention(q, k, v, offsets, causal)
+    if cpu.serves(q, k, v, offsets):
+        return cpu.attention(q, k, v, offsets, causal)
+    return buckets.attention(q, k, v, offsets, causal)

@@ -1,99 +1,75 @@
-"""Attention by buckets of segments of nearly one length, through torch's dense kernel.
+"""Attention through the C++ kernel (attention.cpp)."""
 
-A row is filled up at its end, by repeating the segment's last token. A causal mask keeps the
-filling out of every real token; looking both ways, a mask of the keys does. So the gradient of
-the filling is zero. Used on GPUs too, where there is no Triton or it does not serve.
-"""
-
+from functools import cache
 from typing import Any
 
 import torch
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
-from models.ops import precision
+from models.ops import extension
+
+MOST_UNEVEN = 2  # the kernel is twice as quick as torch's or quicker
+
+
+def serves(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor) -> bool:
+    """Whether these are fp32 on a CPU, in heads of whole registers, and can be shared out.
+
+    A thread has a head of a segment to itself: few long segments would leave others idle.
+    """
+    if not (
+        q.dtype == k.dtype == v.dtype == torch.float32
+        and extension.serves(q, k, v)
+        and q.shape[2] % _grain() == 0
+    ):
+        return False
+    work = offsets.diff().double().square()
+    share = float(work.sum()) * q.shape[1] / torch.get_num_threads()
+    return float(work.max()) <= MOST_UNEVEN * share
+
+
+@cache
+def _grain() -> int:
+    return extension.call("attention_grain")
 
 
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor, causal: bool
 ) -> torch.Tensor:
-    """softmax(q kᵀ / sqrt(hd)) v within each segment, for at least one token."""
-    dtype = torch.float32 if precision.emulated(q.dtype, q.device) else q.dtype
-    shapes, take, place = rectangles(offsets)
-    sizes = [rows * length for rows, length in shapes]
-    padded = [Spread.apply(x.to(dtype), take, place).split(sizes) for x in (q, k, v)]
-    real = torch.zeros(sum(sizes), dtype=torch.bool, device=q.device)
-    real[place] = True
-    outputs = []
-    with torch.autocast(q.device.type, enabled=False):
-        for (rows, length), seen, *operands in zip(shapes, real.split(sizes), *padded, strict=True):
-            queries, keys, values = (
-                x.view(rows, length, *x.shape[1:]).transpose(1, 2) for x in operands
-            )
-            mask = None if causal else seen.view(rows, 1, 1, length)
-            y = functional.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, is_causal=causal
-            )
-            outputs.append(y.transpose(1, 2).reshape(rows * length, *q.shape[1:]))
-    gathered: torch.Tensor = Gather.apply(torch.cat(outputs), place)
-    return gathered.to(q.dtype)
+    """softmax(q kᵀ / sqrt(hd)) v within each segment."""
+    y: torch.Tensor = Attention.apply(*map(_in_rows, (q, k, v)), offsets.contiguous(), causal)
+    return y
 
 
-def rectangles(
-    offsets: torch.Tensor,
-) -> tuple[list[tuple[int, int]], torch.Tensor, torch.Tensor]:
-    """The buckets' (rows, length), the token of each of their slots, the slot of each token."""
-    lengths = offsets.diff()
-    kept = lengths > 0
-    starts, lengths = offsets[:-1][kept], lengths[kept]
-    padded = bucket_length(lengths)
-    shapes, takes = [], []
-    place = torch.empty(int(lengths.sum()), dtype=torch.int64, device=offsets.device)
-    filled = 0
-    for length in padded.unique().tolist():
-        chosen = padded == length
-        position = torch.arange(length, device=offsets.device)
-        last = (lengths[chosen] - 1)[:, None]
-        take = (starts[chosen][:, None] + torch.minimum(position, last)).flatten()
-        real = (position <= last).flatten()
-        place[take[real]] = filled + real.nonzero().squeeze(1)
-        shapes.append((len(last), length))
-        takes.append(take)
-        filled += len(take)
-    return shapes, torch.cat(takes), place
+def _in_rows(x: torch.Tensor) -> torch.Tensor:
+    """With a token's heads side by side; tokens may lie apart, as where q, k, v are one product."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
-def bucket_length(lengths: torch.Tensor) -> torch.Tensor:
-    """Rounds up to multiples of an eighth of the next power of two, at least to 1, 2, 4 or 8s."""
-    power = 2 ** torch.ceil(torch.log2(lengths.double())).long()
-    step = torch.clamp(power // 8, min=8).minimum(power)
-    return (lengths + step - 1) // step * step
-
-
-class Spread(torch.autograd.Function):
-    """Tokens to slots; a token's gradient is that of its own slot, as filling has none."""
+class Attention(torch.autograd.Function):
+    """Keeps its operands, the result and the log of every sum of weights."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, take: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(place)
-        return x.index_select(0, take)
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        offsets: torch.Tensor,
+        causal: bool,
+    ) -> torch.Tensor:
+        tokens, heads, width = q.shape
+        y, logs = q.new_empty(q.shape), q.new_empty(tokens, heads)
+        ctx.shape = (len(offsets) - 1, heads, width, int(causal))
+        strides = [x.stride(0) for x in (q, k, v)]
+        extension.call("attention_forward", q, k, v, *strides, offsets, *ctx.shape, y, logs)
+        ctx.save_for_backward(q, k, v, offsets, y, logs)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (place,) = ctx.saved_tensors
-        return gradient.index_select(0, place), None, None
-
-
-class Gather(torch.autograd.Function):
-    """Slots back to tokens."""
-
-    @staticmethod
-    def forward(ctx: Any, padded: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(place)
-        ctx.slots = len(padded)
-        return padded.index_select(0, place)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (place,) = ctx.saved_tensors
-        padded = gradient.new_zeros(ctx.slots, *gradient.shape[1:])
-        return padded.index_copy_(0, place, gradient), None
+    @once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, offsets, y, logs = ctx.saved_tensors
+        dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+        arguments = [dy.contiguous(), q, k, v, *(x.stride(0) for x in (q, k, v)), offsets]
+        extension.call("attention_backward", *arguments, *ctx.shape, y, logs, dq, dk, dv)
+        return dq, dk, dv, None, None

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_forms import assert_matches, offsets_of, triton
+from op_forms import assert_matches, offsets_of, threads, triton
 
 from models import ops
-from models.ops.attention import reference
+from models.ops.attention import cpu, reference
 
 LAYOUTS = [[], [0, 0], [1], [1, 1, 1], [5, 1, 17, 0, 64, 2], [290, 1, 260, 3]]
 SHORT_LAYOUTS = [[], [1], [0, 3, 1, 0, 70, 1, 5, 0]]  # for the interpreter, which is slow
@@ -42,6 +42,55 @@ def assert_agrees(lengths, causal, inputs, device="cpu", slack=SLACK):
 @pytest.mark.parametrize("lengths", LAYOUTS)
 def test_buckets(lengths, dtype, causal):
     assert_agrees(lengths, causal, inputs_of(lengths, 2, 16, dtype))
+
+
+@both_ways
+@pytest.mark.parametrize(("heads", "width"), [(2, 32), (1, 64), (3, 96)])
+@pytest.mark.parametrize("lengths", LAYOUTS)
+def test_kernel(lengths, heads, width, causal):
+    assert_agrees(lengths, causal, inputs_of(lengths, heads, width))
+
+
+@both_ways
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(0, 120), max_size=8))
+def test_kernel_over_random_layouts(causal, lengths):
+    assert_agrees(lengths, causal, inputs_of(lengths, 2, 32))
+
+
+@both_ways
+def test_kernel_reads_q_k_v_where_one_product_left_them(causal):
+    lengths, whole = [60, 3, 100], normal(163, 3 * 64)
+    parts = [part.unflatten(-1, (2, 32)) for part in whole.requires_grad_().chunk(3, dim=-1)]
+    apart = [part.detach().clone().requires_grad_() for part in parts]
+    offsets, dy = offsets_of(lengths), normal(163, 2, 32)
+    y, expected = (ops.attention(*given, offsets, causal) for given in (parts, apart))
+    assert torch.equal(y, expected)
+    (found,) = torch.autograd.grad(y, whole, dy)
+    gradients = torch.autograd.grad(expected, apart, dy)
+    assert torch.equal(found, torch.cat([one.flatten(1) for one in gradients], dim=1))
+
+
+@both_ways
+def test_kernel_gives_the_same_on_any_number_of_threads_and_beside_any_segments(causal):
+    lengths = [90, 200, 64]
+    q, k, v = inputs_of(lengths, 2, 32)
+    offsets = offsets_of(lengths)
+    found = []
+    for count in (1, 2, 3):
+        with threads(count):
+            found.append(ops.attention(q, k, v, offsets, causal))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    alone = ops.attention(q[90:290], k[90:290], v[90:290], offsets_of([200]), causal)
+    assert torch.equal(found[0][90:290], alone)
+
+
+def test_few_long_segments_are_left_to_what_divides_them():
+    q, k, v = inputs_of([2000, 10], 1, 32)
+    for count, served in ((1, True), (2, True), (3, False)):
+        with threads(count):
+            assert cpu.serves(q, k, v, offsets_of([2000, 10])) is served
 
 
 @both_ways
