@@ -9,7 +9,15 @@ The paper draws k negatives for every token. Here the tokens of a block share th
 negatives are still k uniform draws, so the expected loss and gradient are the same. What they gain
 in common is variance between tokens, and what they save is gathering k rows a token, which is
 hundreds of times the cost of a matrix product.
+
+Ours: s is the model's score plus log(β / k), at which the mean of all gradients of scores is zero.
+Without it a model that begins with scores of about zero, a sigmoid of one half, has to bring all of
+them down first. With one table for inputs and classes it does so by turning all rows the same way,
+and learns nothing but popularity for many epochs. A constant changes no ranking (after the prior of
+Lin et al., focal loss, 2017).
 """
+
+import math
 
 import torch
 
@@ -33,6 +41,7 @@ class GBCE(SampledLoss):
             )
         alpha = config.uniform / (self._items - 1)
         self.positive = alpha * (config.t * (1 - 1 / alpha) + 1 / alpha)
+        self.prior = math.log(self.positive / self._negatives)
 
     def propose(self, targets: torch.Tensor, blocks: int) -> Drawn:
         """Items 1..V, all as likely."""
@@ -50,6 +59,8 @@ class GBCE(SampledLoss):
         block_tokens: int,
     ) -> torch.Tensor:
         """See ``ops.sampled_binary_loss``; negatives do not weigh differently."""
+        wide = torch.promote_types(rows.dtype, torch.float32)  # bf16 would round a bias beside it
+        begun = rows.new_zeros(len(rows), dtype=wide) if bias is None else bias.to(wide)
         return sampled_binary_loss(
-            hidden, rows, bias, targets, negatives, self.positive, block_tokens
+            hidden, rows, begun + self.prior, targets, negatives, self.positive, block_tokens
         )

@@ -91,9 +91,10 @@ def oracle(model: SequentialModel, config: LossConfig, batch: PackedBatch, drawn
             assert config.t is not None
             alpha = config.uniform / (ITEMS - 1)
             beta = alpha * (config.t * (1 - 1 / alpha) + 1 / alpha)
-            part = beta * own.sigmoid().log()
+            prior = math.log(beta / config.uniform)
+            part = beta * (own + prior).sigmoid().log()
             for _, other in others:
-                part = part + (1 - other.sigmoid()).log()
+                part = part + (1 - (other + prior).sigmoid()).log()
             total = total - part / (config.uniform + 1)
     return total
 
@@ -214,6 +215,24 @@ def test_negatives_come_as_often_as_expected() -> None:
     assert float(z.abs().max()) < 4.5  # of 41 counts
 
 
+def test_gbce_begins_where_scores_have_no_common_way_to_go() -> None:
+    """With all scores zero, the pulls on a target and on its negatives sum to zero."""
+    model, batch = small_model(), batch_of()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    bias = model.item_bias
+    assert bias is not None
+    loss = loss_of(model, "gbce", block_tokens=None)
+    negatives = sorted({*range(1, ITEMS + 1)} - {*batch.targets.tolist()})
+    assert negatives
+    items = torch.tensor(negatives * GBCE["uniform"])[None, : GBCE["uniform"]]
+    drawn = Drawn(items, torch.zeros(items.shape))
+    loss(batch, drawn).backward()
+    assert bias.grad is not None
+    assert float(bias.grad.abs().max()) > 1e-3
+    assert float(bias.grad.sum()) == pytest.approx(0.0, abs=1e-6)
+
+
 def test_gbce_draws_items_alike() -> None:
     loss = loss_of(small_model(), "gbce", block_tokens=1)
     torch.manual_seed(0)
@@ -250,8 +269,8 @@ def test_a_target_is_no_negative_of_itself(kind: str) -> None:
         alone = loss(one, Drawn(torch.full_like(items, target), drawn.log_weights))
         assert alone.item() == pytest.approx(0, abs=1e-12)
     else:
-        positive = loss.positive * torch.nn.functional.logsigmoid(own)
-        want = -positive - sum((1 - s.sigmoid()).log() for s, _ in kept)
+        positive = loss.positive * torch.nn.functional.logsigmoid(own + loss.prior)
+        want = -positive - sum((1 - (s + loss.prior).sigmoid()).log() for s, _ in kept)
         want = want / (config.uniform + 1)
     assert found.item() == pytest.approx(want.item(), rel=1e-6)
 
