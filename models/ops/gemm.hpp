@@ -1,5 +1,10 @@
 // Small matrix products: fixed register blocks of R rows by two vectors, no edges inside.
+//
+// A product's sums are fp32. Its factors come in units of four bytes: a float, or two numbers of
+// bfloat16 that are neighbours along the sum, which a processor with AVX-512 BF16 takes at once.
 #pragma once
+
+#include <type_traits>
 
 #include "simd.hpp"
 
@@ -9,7 +14,28 @@ namespace longhaul {
 constexpr int ROWS = LANES == 16 ? 12 : 6;
 constexpr int PANEL = 2 * LANES;  // columns of a register block
 
-// sums[i][:] += sum over k of a[i * row_stride + k * depth_stride] * b[k * PANEL + :]
+inline f32wide load_units(const float* from) { return load_wide(from); }
+inline f32wide add_terms(f32wide sum, float a, f32wide b) { return sum + a * b; }
+
+#ifdef __AVX512BF16__
+struct Pair {
+    uint16_t bits[2];
+};
+inline __m512bh load_units(const Pair* from) { return (__m512bh)_mm512_loadu_si512(from); }
+inline f32wide add_terms(f32wide sum, Pair a, __m512bh b) {
+    int both;
+    std::memcpy(&both, &a, sizeof both);
+    return (f32wide)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(both), b);
+}
+typedef Pair Narrow;
+#else
+typedef float Narrow;
+#endif
+
+template <typename Unit>
+constexpr int TERMS = std::is_same_v<Unit, float> ? 1 : 2;
+
+// sums[i][:] += sum over k of a[i * row_stride + k * depth_stride] * b[k * b_stride + :]
 template <int R = ROWS>
 struct Sums {
     f32wide v[R][2];
@@ -22,17 +48,19 @@ struct Sums {
         }
     }
 
-    inline __attribute__((always_inline)) void add_product(const float* a, int64_t row_stride,
-                                                           int64_t depth_stride, const float* b,
+    // Strides and depth count units.
+    template <typename Unit>
+    inline __attribute__((always_inline)) void add_product(const Unit* a, int64_t row_stride,
+                                                           int64_t depth_stride, const Unit* b,
                                                            int64_t b_stride, int64_t depth) {
         for (int64_t k = 0; k < depth; ++k) {
-            const f32wide b0 = load_wide(b + k * b_stride);
-            const f32wide b1 = load_wide(b + k * b_stride + LANES);
+            const auto b0 = load_units(b + k * b_stride);
+            const auto b1 = load_units(b + k * b_stride + LANES);
 #pragma GCC unroll 12
             for (int i = 0; i < R; ++i) {
-                const float x = a[i * row_stride + k * depth_stride];
-                v[i][0] += x * b0;
-                v[i][1] += x * b1;
+                const Unit x = a[i * row_stride + k * depth_stride];
+                v[i][0] = add_terms(v[i][0], x, b0);
+                v[i][1] = add_terms(v[i][1], x, b1);
             }
         }
     }

@@ -1,4 +1,4 @@
-"""What the processor can do in bfloat16."""
+"""In which precision factors are multiplied, and what the processor can do in bfloat16."""
 
 import functools
 
@@ -14,6 +14,14 @@ def cpu_multiplies_bf16() -> bool:
     if torch.backends.cpu.get_cpu_capability().startswith("SVE"):
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def factors(*tensors: torch.Tensor) -> torch.dtype:
+    """What the factors of a product are rounded to: autocast's dtype, else the widest of theirs."""
+    device = tensors[0].device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 def emulated(dtype: torch.dtype, device: torch.device) -> bool:

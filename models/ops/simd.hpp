@@ -50,6 +50,18 @@ inline u16x8 narrow(f32x8 value) {
     return __builtin_convertvector(rounded, u16x8);
 }
 
+inline float widen(uint16_t bits) {
+    const uint32_t wide = uint32_t(bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+}
+inline uint16_t narrow(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return value != value ? 0x7fc0 : uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
 inline f32x8 load(const float* from) {
     f32x8 value;
     std::memcpy(&value, from, sizeof value);

@@ -20,8 +20,9 @@ def attention(
 
     causal: over itself and the earlier ones; else over all of them. q, k, v: ``[T, H, hd]``;
     offsets: int64 ``[S + 1]``, 0 to T, not falling (empty segments are allowed). Returns
-    ``[T, H, hd]`` in the dtype of q. bf16 on a CPU without bf16 multiplication is computed in
-    fp32. Gradients: q, k, v. ValueError for shapes or offsets that do not fit.
+    ``[T, H, hd]`` in the dtype of q. On a CPU bf16 is computed in fp32 where the compiled kernel
+    serves or the processor does not multiply bf16. Gradients: q, k, v. ValueError for shapes or
+    offsets that do not fit.
 
     Source: Vaswani et al., 2017; causal as in SASRec (Kang and McAuley, 2018), two-way as in
     BERT4Rec (Sun et al., 2019).

@@ -138,7 +138,7 @@ void forward(const Batch& batch, int64_t length, Read q, Read k, Read v, Written
     }
 }
 
-void backward(const Batch& batch, int64_t length, Read dy, Read q, Read k, Read v, Read y,
+void backward(const Batch& batch, int64_t length, Read dy, Read q, Read k, Read v,
               const float* logs, Written dq, Written dk, Written dv, float* keys, float* values,
               float* weights, float* slopes) {
     const int64_t width = batch.width, stride = whole_panels(length);
@@ -156,11 +156,15 @@ void backward(const Batch& batch, int64_t length, Read dy, Read q, Read k, Read 
         dot_products(queries, rows, keys, columns, width, {weights, stride});
         dot_products(gradients, rows, values, columns, width, {slopes, stride});
         for (int64_t i = 0; i < rows; ++i) {
-            float *weight = weights + i * stride, *slope = slopes + i * stride, mean = 0;
+            float *weight = weights + i * stride, *slope = slopes + i * stride;
             const int64_t seen = batch.seen(length, first + i + 1);
             std::fill(weight + seen, weight + columns, -INFINITY);
-            exponentials(weight, seen, columns, scale, logs[(first + i) * batch.heads]);
-            for (int64_t c = 0; c < width; ++c) mean += dy.at(first + i)[c] * y.at(first + i)[c];
+            const float total =
+                exponentials(weight, seen, columns, scale, logs[(first + i) * batch.heads]);
+            f32wide means = {};
+            for (int64_t j = 0; j < columns; j += LANES)
+                means += load_wide(weight + j) * load_wide(slope + j);
+            const float mean = sum(means) / total;  // of the weights as they came out here
             for (int64_t j = 0; j < columns; ++j) slope[j] = weight[j] * (slope[j] - mean) * scale;
         }
         add_mixed({weights, stride}, rows, gradients, all, width, dv);
@@ -211,8 +215,8 @@ int64_t attention_forward(const float* q, const float* k, const float* v, int64_
 int64_t attention_backward(const float* dy, const float* q, const float* k, const float* v,
                            int64_t q_stride, int64_t k_stride, int64_t v_stride,
                            const int64_t* offsets, int64_t segments, int64_t heads, int64_t width,
-                           int64_t causal, const float* y, const float* logs, float* dq, float* dk,
-                           float* dv, int64_t threads) {
+                           int64_t causal, const float* logs, float* dq, float* dk, float* dv,
+                           int64_t threads) {
     const Batch batch{offsets, segments, heads, width, bool(causal)};
     const int64_t longest = batch.longest(), each = heads * width;
     each_unit(batch, 2 * longest * (width + STRETCH), int(threads),
@@ -223,9 +227,9 @@ int64_t attention_backward(const float* dy, const float* q, const float* k, cons
                   backward(batch, offsets[segment + 1] - begin, {dy + out, each},
                            {q + begin * q_stride + at, q_stride},
                            {k + begin * k_stride + at, k_stride},
-                           {v + begin * v_stride + at, v_stride}, {y + out, each},
-                           logs + begin * heads + head, {dq + out, each}, {dk + out, each},
-                           {dv + out, each}, buffer, values, weights, weights + longest * STRETCH);
+                           {v + begin * v_stride + at, v_stride}, logs + begin * heads + head,
+                           {dq + out, each}, {dk + out, each}, {dv + out, each}, buffer, values,
+                           weights, weights + longest * STRETCH);
               });
     return 0;
 }

@@ -26,10 +26,10 @@ def sampled_softmax_loss(
     ``[B, n]``, the rows that tokens ``b * block_tokens`` up to ``(b + 1) * block_tokens`` share.
     log_weights: ``[B, n]``, log w_j; it has no gradient.
 
-    Returns a 0-dim tensor, fp32 (fp64 for fp64); all arithmetic is as wide (on a
-    GPU the factors of a product stay as narrow as hidden and rows, its sums are fp32). The logits
-    of a block are never held together. The gradients of hidden, rows and bias are made in the
-    forward pass and scaled in the backward pass. The same thread count gives the same bits.
+    Returns a 0-dim tensor, fp32 (fp64 for fp64). Factors of a product stay bf16 where hidden and
+    rows are, or autocast rounds them, and the processor multiplies bf16; all sums are fp32. The
+    logits of a block are never held together. The gradients of hidden, rows and bias are made in
+    the forward pass and scaled in the backward pass. The same thread count gives the same bits.
     ValueError for shapes that do not fit.
 
     Source: with w = 1 / expected count, importance sampling of the partition function (Bengio &

@@ -1,5 +1,6 @@
 // Losses of each target beside negatives that a block of tokens shares: loss and gradients in one
-// call, fp32, without the logits of a block.
+// call, without the logits of a block; in fp32 but for the factors of the products, which may be
+// bfloat16 (gemm.hpp).
 //
 // Within a block the work is that of the walk by rows in softmax.cpp: a thread owns chunks of
 // targets and keeps the terms E of a chunk for all negatives, so every product is made once; the
@@ -49,8 +50,9 @@ struct Negatives {
 };
 
 // A tile of the negatives, and the rows they are, to tell a target's own.
+template <typename Unit>
 struct Block {
-    std::vector<std::unique_ptr<Tile>> tiles;
+    std::vector<std::unique_ptr<Tile<Unit>>> tiles;
     std::vector<int32_t> ids;
 
     Block(const Negatives& negatives) : tiles(negatives.tiles()), ids(negatives.padded(), -1) {
@@ -60,7 +62,7 @@ struct Block {
     void pack(const Problem& problem, const Negatives& negatives, int64_t index) {
         const int64_t first = index * TILE_CLASSES;
         const int64_t size = std::min(TILE_CLASSES, negatives.padded() - first);
-        tiles[index] = std::make_unique<Tile>(
+        tiles[index] = std::make_unique<Tile<Unit>>(
             first, size, std::min(size, negatives.count - first), problem.width,
             [&](int64_t c) { return problem.rows + negatives.rows[first + c] * problem.width; },
             [&](int64_t c) {
@@ -70,7 +72,7 @@ struct Block {
     }
 
     // The logits of a row's own target become minus infinity.
-    void mask(const Tile& tile, int32_t target, float* logits) const {
+    void mask(const Tile<Unit>& tile, int32_t target, float* logits) const {
         const i32x8 own = {target, target, target, target, target, target, target, target};
         const f32x8 never = splat(-INFINITY);
         for (int64_t c = 0; c < tile.size; c += 8) {
@@ -91,12 +93,14 @@ struct Row {
 };
 
 struct Softmax {
-    void terms(Chunk& chunk, const Block& block, float* e) const {
+    template <typename Unit>
+    void terms(Chunk<Unit>& chunk, const Block<Unit>& block, float* e) const {
         for (const auto& tile : block.tiles) raise_best(chunk, *tile, e + chunk.padded * tile->first);
         for (const auto& tile : block.tiles)
             exponentials(chunk, *tile, chunk.best, e + chunk.padded * tile->first);
     }
-    Row finish(const Chunk& chunk, int64_t r, double score) const {
+    template <typename Unit>
+    Row finish(const Chunk<Unit>& chunk, int64_t r, double score) const {
         const double total = chunk.total[r] + std::exp(score - chunk.best[r]);
         return {chunk.best[r] + std::log(total) - score, float(1.0 / total),
                 float(chunk.total[r] / total)};
@@ -108,7 +112,8 @@ struct Binary {
 
     // Sums log(1 + exp(logit)) = max(logit, 0) + log(1 + exp(-|logit|)). The factors 1 + exp(-|x|)
     // are at most 2, and a lane has TILE_CLASSES / 8 of them: their product is far from overflow.
-    void terms(Chunk& chunk, const Block& block, float* e) const {
+    template <typename Unit>
+    void terms(Chunk<Unit>& chunk, const Block<Unit>& block, float* e) const {
         for (const auto& tile : block.tiles)
             for (int64_t r = 0; r < chunk.padded; ++r) {
                 float* values = e + chunk.padded * tile->first + r * tile->size;
@@ -128,7 +133,8 @@ struct Binary {
                 chunk.total[r] += sum(above) + std::log(all);
             }
     }
-    Row finish(const Chunk& chunk, int64_t r, double score) const {
+    template <typename Unit>
+    Row finish(const Chunk<Unit>& chunk, int64_t r, double score) const {
         const double miss = 1.0 / (1.0 + std::exp(score));  // 1 - sigmoid
         const double own = std::max(-score, 0.0) + std::log1p(std::exp(-std::abs(score)));
         return {scale * (positive * own + chunk.total[r]), float(scale),
@@ -136,13 +142,13 @@ struct Binary {
     }
 };
 
-template <typename Kind>
+template <typename Unit, typename Kind>
 double train_block(const Kind& kind, const Problem& problem, const Negatives& negatives,
                    const std::vector<int64_t>& active, const Gradients& out, int threads) {
     const int64_t d = round_up(problem.width, PANEL), width = problem.width;
     const int64_t padded = negatives.padded();
     const int64_t chunks = (int64_t(active.size()) + CHUNK - 1) / CHUNK;
-    Block block(negatives);
+    Block<Unit> block(negatives);
     std::vector<double> losses(chunks);
     std::vector<float> pulls(active.size());
     std::vector<Buffer> dtables(threads), dbiases(threads);
@@ -161,7 +167,7 @@ double train_block(const Kind& kind, const Problem& problem, const Negatives& ne
         for (int64_t index = 0; index < chunks; ++index) {
             const int64_t* own = &active[index * CHUNK];
             const int64_t rows = std::min<int64_t>(CHUNK, active.size() - index * CHUNK);
-            Chunk chunk(problem.hidden, width, own, rows);
+            Chunk<Unit> chunk(problem.hidden, width, own, rows);
             double scores[CHUNK];
             for (int64_t r = 0; r < rows; ++r) {
                 scores[r] = problem.score(own[r]);
@@ -186,7 +192,8 @@ double train_block(const Kind& kind, const Problem& problem, const Negatives& ne
             std::fill_n(dhidden.get(), CHUNK * d, 0.0f);
             chunk.scale(d);
             for (const auto& tile : block.tiles) {
-                const float* values = &e[chunk.padded * tile->first];
+                float* values = &e[chunk.padded * tile->first];
+                settle(chunk, *tile, values);
                 add_hidden_gradient(chunk, *tile, d, values, dhidden.get());
                 add_table_gradient(chunk, *tile, d, values, &dtable[tile->first * d],
                                    &dbias[tile->first]);
@@ -223,7 +230,7 @@ double train_block(const Kind& kind, const Problem& problem, const Negatives& ne
     return loss;
 }
 
-template <typename Kind>
+template <typename Unit, typename Kind>
 double train(const Kind& kind, const Problem& problem, const int64_t* negatives,
              const float* log_weights, int64_t tokens, int64_t count, int64_t block_tokens,
              const Gradients& out, int threads) {
@@ -236,7 +243,7 @@ double train(const Kind& kind, const Problem& problem, const int64_t* negatives,
             if (problem.targets[t] >= 0) active.push_back(t);
         if (active.empty()) continue;
         const float* added = log_weights ? log_weights + block * count : nullptr;
-        loss += train_block(kind, problem, {negatives + block * count, added, count}, active, out,
+        loss += train_block<Unit>(kind, problem, {negatives + block * count, added, count}, active, out,
                             threads);
     }
     return loss;
@@ -244,16 +251,18 @@ double train(const Kind& kind, const Problem& problem, const int64_t* negatives,
 
 }  // namespace
 
-// bias may be null; gradients may be null, all together, and arrive as zeros.
+// bias may be null; gradients may be null, all together, and arrive as zeros. narrow: see
+// softmax.cpp.
 extern "C" int64_t sampled_softmax_loss(const float* hidden, const float* rows, const float* bias,
                                         const int64_t* targets, const int64_t* negatives,
                                         const float* log_weights, int64_t tokens, int64_t width,
-                                        int64_t count, int64_t block_tokens, double* loss,
-                                        float* dhidden, float* drows, float* dbias,
+                                        int64_t count, int64_t block_tokens, int64_t narrow,
+                                        double* loss, float* dhidden, float* drows, float* dbias,
                                         int64_t threads) {
     const Problem problem{hidden, rows, bias, targets, width};
-    *loss = train(Softmax{}, problem, negatives, log_weights, tokens, count, block_tokens,
-                  {dhidden, drows, dbias}, int(threads));
+    const auto chosen = narrow ? train<Narrow, Softmax> : train<float, Softmax>;
+    *loss = chosen({}, problem, negatives, log_weights, tokens, count, block_tokens,
+                   {dhidden, drows, dbias}, int(threads));
     return 0;
 }
 
@@ -261,10 +270,11 @@ extern "C" int64_t sampled_binary_loss(const float* hidden, const float* rows, c
                                        const int64_t* targets, const int64_t* negatives,
                                        double positive, double scale, int64_t tokens,
                                        int64_t width, int64_t count, int64_t block_tokens,
-                                       double* loss, float* dhidden, float* drows, float* dbias,
-                                       int64_t threads) {
+                                       int64_t narrow, double* loss, float* dhidden, float* drows,
+                                       float* dbias, int64_t threads) {
     const Problem problem{hidden, rows, bias, targets, width};
-    *loss = train(Binary{positive, scale}, problem, negatives, nullptr, tokens, count,
-                  block_tokens, {dhidden, drows, dbias}, int(threads));
+    const auto chosen = narrow ? train<Narrow, Binary> : train<float, Binary>;
+    *loss = chosen({positive, scale}, problem, negatives, nullptr, tokens, count, block_tokens,
+                   {dhidden, drows, dbias}, int(threads));
     return 0;
 }

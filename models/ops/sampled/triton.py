@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from models.ops import gpu, segments
+from models.ops import gpu, precision, segments
 from models.ops.lookup import triton as lookup
 
 PROGRAMS = 512  # at least, where there is work for so many: a few for each processor
@@ -68,10 +68,7 @@ def loss(
     kind: Kind,
 ) -> torch.Tensor:
     """The fp32 sum of the losses."""
-    device = hidden.device.type
-    dtype = torch.promote_types(hidden.dtype, rows.dtype)
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = precision.factors(hidden, rows)
     leaves = [tensor for tensor in (hidden, rows, bias) if tensor is not None]
     train = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in leaves)
     wide_bias = None if bias is None else bias.float()

@@ -15,8 +15,8 @@ def full_softmax_loss(
 
     hidden: ``[T, d]``; table: ``[C, d]``; bias: ``[C]`` or None; targets: int64 ``[T]`` in
     1..C-1, where 0 is no target: no loss, no gradient (class 0 is still in the softmax).
-    Returns a 0-dim tensor, fp32 (fp64 for fp64). bf16 inputs are widened: all arithmetic is fp32
-    (on a GPU the factors of a product stay bf16, its sums are fp32).
+    Returns a 0-dim tensor, fp32 (fp64 for fp64). Factors of a product stay bf16 where hidden and
+    table are, or autocast rounds them, and the processor multiplies bf16; all sums are fp32.
     The ``[T, C]`` logits are never held: memory beyond the gradients is bounded. The gradients
     of hidden, table and bias are made in the forward pass and scaled in the backward pass.
     The same thread count gives the same bits. ValueError for shapes or targets that do not fit.

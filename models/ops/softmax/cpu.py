@@ -4,17 +4,20 @@ from typing import Any
 
 import torch
 
-from models.ops import extension
+from models.ops import extension, precision
 
 
 def loss(
     hidden: torch.Tensor, table: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
 ) -> torch.Tensor:
-    """The fp32 sum of the losses; bf16 inputs are widened (their gradients come back narrow)."""
+    """The fp32 sum of the losses; see ``full_softmax_loss``."""
+    dtype = precision.factors(hidden, table)
     wide_bias = None if bias is None else bias.float()
     leaves = [tensor for tensor in (hidden, table, bias) if tensor is not None]
     train = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in leaves)
-    total: torch.Tensor = Loss.apply(hidden.float(), table.float(), wide_bias, targets, train)
+    rounded = hidden.to(dtype).float(), table.to(dtype).float()
+    narrow = dtype == torch.bfloat16
+    total: torch.Tensor = Loss.apply(*rounded, wide_bias, targets, narrow, train)
     return total
 
 
@@ -28,6 +31,7 @@ class Loss(torch.autograd.Function):
         table: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
+        narrow: bool,
         train: bool,
     ) -> torch.Tensor:
         hidden, table, targets = hidden.contiguous(), table.contiguous(), targets.contiguous()
@@ -40,7 +44,7 @@ class Loss(torch.autograd.Function):
                 table.new_empty(len(table)),
             )
         total = torch.zeros((), dtype=torch.float64)
-        sizes = (len(hidden), *table.shape)
+        sizes = (len(hidden), *table.shape, int(narrow))
         extension.call("softmax_loss", hidden, table, bias, targets, *sizes, total, *gradients)
         ctx.save_for_backward(*gradients)
         return total.float()
@@ -48,4 +52,5 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         wanted = zip(ctx.saved_tensors, ctx.needs_input_grad[:3], strict=True)
-        return *(gradient * scale if needed else None for gradient, needed in wanted), None, None
+        scaled = (gradient * scale if needed else None for gradient, needed in wanted)
+        return *scaled, None, None, None

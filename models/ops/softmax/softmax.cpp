@@ -1,4 +1,5 @@
-// Full softmax cross-entropy without the [T, C] logits: loss and gradients in one call, fp32.
+// Full softmax cross-entropy without the [T, C] logits: loss and gradients in one call, in fp32 but
+// for the factors of the products, which may be bfloat16 (gemm.hpp).
 //
 // Classes come in tiles of TILE_CLASSES, targets in chunks of CHUNK. For one tile of one chunk
 // three products are needed: logits = H W^T, dH += E W and dW += E^T (H / Z), E the exponentials,
@@ -37,18 +38,20 @@ struct Problem {
     float bias_of(int64_t c) const { return bias ? bias[c] : 0.0f; }
 };
 
-Tile tile_of(const Problem& problem, int64_t index) {
+template <typename Unit>
+Tile<Unit> tile_of(const Problem& problem, int64_t index) {
     const int64_t first = index * TILE_CLASSES;
     const int64_t size = std::min(TILE_CLASSES, problem.padded_classes() - first);
-    return Tile(
+    return Tile<Unit>(
         first, size, std::min(size, problem.classes - first), problem.width,
         [&](int64_t c) { return problem.table + (first + c) * problem.width; },
         [&](int64_t c) { return problem.bias_of(first + c); });
 }
 
-Chunk chunk_of(const Problem& problem, int64_t index) {
+template <typename Unit>
+Chunk<Unit> chunk_of(const Problem& problem, int64_t index) {
     const int64_t begin = index * CHUNK;
-    return Chunk(problem.hidden, problem.width, &problem.active[begin],
+    return Chunk<Unit>(problem.hidden, problem.width, &problem.active[begin],
                  std::min(CHUNK, problem.count() - begin));
 }
 
@@ -77,16 +80,18 @@ void subtract_targets(const Problem& problem, const Gradients& out) {
     }
 }
 
+template <typename Unit>
 double walk_by_rows(const Problem& problem, const Gradients& out, int threads) {
     const int64_t d = problem.padded_width(), width = problem.width, tiles = problem.tiles();
     const int64_t classes = problem.padded_classes(), chunks = problem.chunks();
-    std::vector<std::unique_ptr<Tile>> tile(tiles);
+    std::vector<std::unique_ptr<Tile<Unit>>> tile(tiles);
     std::vector<double> losses(chunks);
     std::vector<Buffer> dtables(threads), dbiases(threads);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < tiles; ++i) tile[i] = std::make_unique<Tile>(tile_of(problem, i));
+        for (int64_t i = 0; i < tiles; ++i)
+            tile[i] = std::make_unique<Tile<Unit>>(tile_of<Unit>(problem, i));
         Buffer& dtable = dtables[omp_get_thread_num()];
         Buffer& dbias = dbiases[omp_get_thread_num()];
         Buffer e = allocate(CHUNK * classes), dhidden = allocate(CHUNK * d);
@@ -96,12 +101,13 @@ double walk_by_rows(const Problem& problem, const Gradients& out, int threads) {
         }
 #pragma omp for schedule(static)
         for (int64_t index = 0; index < chunks; ++index) {
-            Chunk chunk = chunk_of(problem, index);
+            Chunk<Unit> chunk = chunk_of<Unit>(problem, index);
             std::fill_n(dhidden.get(), CHUNK * d, 0.0f);
             for (const auto& t : tile) logits(chunk, *t, d, &e[chunk.padded * t->first]);
             for (const auto& t : tile) {
                 float* values = &e[chunk.padded * t->first];
                 exponentials(chunk, *t, chunk.best, values);
+                if (out.table) settle(chunk, *t, values);
                 if (out.hidden) add_hidden_gradient(chunk, *t, d, values, dhidden.get());
             }
             double loss = 0;
@@ -139,10 +145,11 @@ double walk_by_rows(const Problem& problem, const Gradients& out, int threads) {
     return loss;
 }
 
+template <typename Unit>
 double walk_by_classes(const Problem& problem, const Gradients& out, int threads) {
     const int64_t d = problem.padded_width(), width = problem.width;
     const int64_t count = problem.count(), chunks = problem.chunks(), tiles = problem.tiles();
-    std::vector<std::unique_ptr<Chunk>> states(threads * chunks);  // running max and sum
+    std::vector<std::unique_ptr<Chunk<Unit>>> states(threads * chunks);  // running max and sum
     std::vector<Buffer> dhiddens(threads);
     std::vector<float> shifts(chunks * CHUNK), weights(chunks * CHUNK);
     std::vector<double> losses(count);
@@ -152,12 +159,12 @@ double walk_by_classes(const Problem& problem, const Gradients& out, int threads
         Buffer values = allocate(CHUNK * TILE_CLASSES), dtable = allocate(TILE_CLASSES * d);
         Buffer dbias = allocate(TILE_CLASSES);
         for (int64_t index = 0; index < chunks; ++index)
-            states[me * chunks + index] = std::make_unique<Chunk>(chunk_of(problem, index));
+            states[me * chunks + index] = std::make_unique<Chunk<Unit>>(chunk_of<Unit>(problem, index));
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < tiles; ++i) {
-            const Tile tile = tile_of(problem, i);
+            const Tile<Unit> tile = tile_of<Unit>(problem, i);
             for (int64_t index = 0; index < chunks; ++index) {
-                Chunk& chunk = *states[me * chunks + index];
+                Chunk<Unit>& chunk = *states[me * chunks + index];
                 float before[CHUNK];
                 std::copy_n(chunk.best, CHUNK, before);
                 logits(chunk, tile, d, values.get());
@@ -186,19 +193,20 @@ double walk_by_classes(const Problem& problem, const Gradients& out, int threads
         if (out.table) {
             Buffer& dhidden = dhiddens[me] = zeros(chunks * CHUNK * d);
             for (int64_t index = 0; index < chunks; ++index) {
-                Chunk& chunk = *states[me * chunks + index];
+                Chunk<Unit>& chunk = *states[me * chunks + index];
                 std::copy_n(&weights[index * CHUNK], CHUNK, chunk.weight);
                 chunk.scale(d);
             }
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < tiles; ++i) {
-                const Tile tile = tile_of(problem, i);
+                const Tile<Unit> tile = tile_of<Unit>(problem, i);
                 std::fill_n(dtable.get(), tile.size * d, 0.0f);
                 std::fill_n(dbias.get(), tile.size, 0.0f);
                 for (int64_t index = 0; index < chunks; ++index) {
-                    Chunk& chunk = *states[me * chunks + index];
-                    logits(chunk, tile, d, values.get());
+                    Chunk<Unit>& chunk = *states[me * chunks + index];
+                    products(chunk, tile, d, values.get());
                     exponentials(chunk, tile, &shifts[index * CHUNK], values.get());
+                    settle(chunk, tile, values.get());
                     add_hidden_gradient(chunk, tile, d, values.get(), &dhidden[index * CHUNK * d]);
                     add_table_gradient(chunk, tile, d, values.get(), dtable.get(), dbias.get());
                 }
@@ -222,20 +230,26 @@ double walk_by_classes(const Problem& problem, const Gradients& out, int threads
     return loss;
 }
 
+template <typename Unit>
+double walk(const Problem& problem, const Gradients& out, int threads) {
+    const int64_t held = problem.padded_classes() * (CHUNK + problem.padded_width());
+    const auto chosen = held <= ROW_WALK_FLOATS ? walk_by_rows<Unit> : walk_by_classes<Unit>;
+    return chosen(problem, out, threads);
+}
+
 }  // namespace
 
-// Gradients may be null, all together; dhidden arrives as zeros. bias may be null.
+// Gradients may be null, all together; dhidden arrives as zeros. bias may be null. narrow: hidden
+// and table hold bfloat16 values, and where the processor multiplies those, E is rounded too.
 extern "C" int64_t softmax_loss(const float* hidden, const float* table, const float* bias,
                                 const int64_t* targets, int64_t tokens, int64_t classes,
-                                int64_t width, double* loss, float* dhidden, float* dtable,
-                                float* dbias, int64_t threads) {
+                                int64_t width, int64_t narrow, double* loss, float* dhidden,
+                                float* dtable, float* dbias, int64_t threads) {
     Problem problem{hidden, table, bias, targets, classes, width, {}};
     for (int64_t t = 0; t < tokens; ++t)
         if (targets[t] > 0) problem.active.push_back(t);
     const Gradients out{dhidden, dtable, dbias};
-    const int64_t held = problem.padded_classes() * (CHUNK + problem.padded_width());
-    auto walk = held <= ROW_WALK_FLOATS ? walk_by_rows : walk_by_classes;
-    *loss = walk(problem, out, int(threads));
+    *loss = (narrow ? walk<Narrow> : walk<float>)(problem, out, int(threads));
     if (dtable) subtract_targets(problem, out);
     return 0;
 }

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from models.ops import gpu, segments
+from models.ops import gpu, precision, segments
 from models.ops.lookup import triton as lookup
 
 PROGRAMS = 512  # at least, where there is work for so many: a few for each processor
@@ -26,10 +26,7 @@ def loss(
     hidden: torch.Tensor, table: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
 ) -> torch.Tensor:
     """The fp32 sum of the losses; see ``full_softmax_loss``."""
-    device = hidden.device.type
-    dtype = torch.promote_types(hidden.dtype, table.dtype)
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = precision.factors(hidden, table)
     leaves = [tensor for tensor in (hidden, table, bias) if tensor is not None]
     train = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in leaves)
     wide_bias = None if bias is None else bias.float()

@@ -45,10 +45,11 @@ def test_buckets(lengths, dtype, causal):
 
 
 @both_ways
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "width"), [(2, 32), (1, 64), (3, 96)])
 @pytest.mark.parametrize("lengths", LAYOUTS)
-def test_kernel(lengths, heads, width, causal):
-    assert_agrees(lengths, causal, inputs_of(lengths, heads, width))
+def test_kernel(lengths, heads, width, dtype, causal):
+    assert_agrees(lengths, causal, inputs_of(lengths, heads, width, dtype))
 
 
 @both_ways

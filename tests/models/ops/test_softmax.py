@@ -74,14 +74,41 @@ def test_full_softmax_loss_leaves_wide_tables_to_the_library(device, width, serv
     assert bool(asked) == served
 
 
-def test_full_softmax_loss_of_a_large_catalogue():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_full_softmax_loss_of_a_large_catalogue(dtype):
     targets = torch.randint(0, 70_000, (150,), generator=torch.Generator().manual_seed(0))
+    inputs = [normal(150, 40), 0.3 * normal(70_000, 40), normal(70_000)]
     assert_matches(
         lambda h, w, b: ops.full_softmax_loss(h, w, b, targets),
         lambda h, w, b: softmax.loss(h, w, b, targets),
-        [normal(150, 40), 0.3 * normal(70_000, 40), normal(70_000)],
+        [x.to(dtype) for x in inputs],
         slack=2,
     )
+
+
+@pytest.mark.parametrize("device", ["compiled", "triton"], indirect=True)
+@pytest.mark.parametrize("kind", ["full", "sampled"])
+def test_factors_are_rounded_under_autocast(kind, device):
+    """Sums are not: the loss is that of the rounded factors, to fp32."""
+    inputs, targets, negatives, weights = sampled_inputs(
+        (97, 64, 33, 40, 97), torch.float32, True, device
+    )
+
+    def loss(hidden, rows, bias):
+        if kind == "full":
+            return ops.full_softmax_loss(hidden, rows, bias, targets.clamp(min=0))
+        return ops.sampled_softmax_loss(hidden, rows, bias, targets, negatives, weights, 97)
+
+    def cast(*given):
+        with torch.autocast(device, torch.bfloat16):
+            return loss(*given)
+
+    rounded = [x.bfloat16().double() for x in inputs[:2]] + [inputs[2].double()]
+    found, exact = evaluate(cast, inputs), evaluate(loss, rounded)
+    assert found[0].item() == pytest.approx(exact[0].item(), rel=1e-6)
+    for got, want in zip(found[1:], exact[1:], strict=True):
+        assert got.dtype == torch.float32
+        assert (got - want).norm() < 0.01 * want.norm()
 
 
 @pytest.mark.parametrize(
