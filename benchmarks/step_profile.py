@@ -2,11 +2,11 @@
 
     python -m benchmarks.step_profile [SET/RECIPE ...] [--threads 2] [--seconds 8]
 
-Recipes of `configs` on real data, LRURec's and SASRec's of ML-1M by default. Speed is measured
-without the profiler, the shares of a step under it: what an operation takes counts for the first of
+Recipes of `configs` on real data, LRURec's and SASRec's of ML-1M by default, in fp32 and, where the
+processor multiplies bfloat16, under autocast. Speed is measured without the profiler, the shares of a step under it: what an operation takes counts for the first of
 its callers that is named in ``KINDS``, and what no operation takes is Python's and the
 interpreter's way to them. Operations (FLOP) are those of `cluster.plan`, the peak is the best
-product of two square matrices on the same threads, by torch's library or by oneDNN.
+product of two square matrices of that precision on the same threads, by torch's library or oneDNN.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from benchmarks.updates import rate, updates
 from cluster.plan.counts import counts_of
 from cluster.plan.work import Work, sizes_of, work_of
 from models.ops.dense import wide
+from models.ops.precision import cpu_multiplies_bf16
 from pipeline.config import Recipe, load_recipe
 from pipeline.manifest import Dataset
 from pipeline.world import alone
@@ -37,6 +38,7 @@ KINDS = {
     "update": ("update",),
     LOSS: ("Loss",),
     MIXING: (
+        "Attention",
         "Recurrence",
         "PrefixSum",
         "LinearAttention",
@@ -91,19 +93,20 @@ COLUMNS = (*KINDS, OTHERS)
 
 @dataclass(frozen=True)
 class Profile:
-    """targets: a second, without the profiler. flops: operations a target, by the kinds of
-    ``Work``. shares: of the wall time of a step, by kind of operation."""
+    """peak: FLOP/s of the best product. targets: a second, without the profiler. flops: operations
+    a target, by the kinds of ``Work``. shares: of the wall time of a step, by kind of operation."""
 
+    peak: float
     targets: float
     flops: Work
     shares: dict[str, float]
 
-    def speed(self, *kinds: str) -> float:
-        """FLOP/s of a whole step, by kinds of work."""
-        return self.targets * sum(float(getattr(self.flops, kind)) for kind in kinds)
+    def reached(self, *kinds: str) -> float:
+        """Of the peak in a whole step, by kinds of work."""
+        return self.targets * sum(float(getattr(self.flops, kind)) for kind in kinds) / self.peak
 
 
-def profiled(recipe: Recipe, dataset: Dataset, seconds: float) -> Profile:
+def profiled(recipe: Recipe, dataset: Dataset, peak: float, seconds: float) -> Profile:
     """Train for so long, then once more under the profiler."""
     counts = counts_of(recipe, None, None)
     sizes = sizes_of(recipe, counts, workers=1, gpu=False)
@@ -111,7 +114,8 @@ def profiled(recipe: Recipe, dataset: Dataset, seconds: float) -> Profile:
     running = updates(recipe, dataset)
     rate(running, seconds / 2)
     targets = rate(running, seconds)
-    return Profile(targets, work * (1 / (sizes.micro * sizes.tokens)), shares(running, seconds))
+    flops = work * (1 / (sizes.micro * sizes.tokens))
+    return Profile(peak, targets, flops, shares(running, seconds))
 
 
 def shares(running: Iterator[int], seconds: float) -> dict[str, float]:
@@ -136,35 +140,43 @@ def _kind(operation: str) -> str | None:
     return next((kind for kind, names in KINDS.items() if operation.startswith(names)), None)
 
 
-def peak_flops() -> float:
-    """FLOP/s of the best product of two square matrices, by torch's library or by oneDNN."""
+def peaks() -> dict[str, float]:
+    """FLOP/s of the best product of two square matrices, by precision."""
     a = torch.rand(2048, 2048)
-    ways = (lambda: a @ a, lambda: wide.product(a, a, None))
-    return 2 * len(a) ** 3 / min(best_seconds(way, 2.0) for way in ways)
+    narrow = a.bfloat16()
+    ways = {"fp32": [lambda: a @ a, lambda: wide.product(a, a, None)]}
+    if cpu_multiplies_bf16():
+        ways["autocast"] = [lambda: narrow @ narrow]
+    operations = 2 * len(a) ** 3
+    return {
+        precision: operations / min(best_seconds(way, 2.0) for way in found)
+        for precision, found in ways.items()
+    }
 
 
-def page(profiles: dict[str, Profile], peak: float, around: list[str]) -> list[str]:
+def page(profiles: dict[str, Profile], around: list[str]) -> list[str]:
     """The tables."""
     lines = [
         "# Where a training step's time goes",
         "",
         *around,
         "",
-        f"fp32; the best product of two square matrices on these threads: {peak / 1e9:,.0f} "
-        "GFLOP/s. Speeds are of whole steps from reading to update, FLOP those of `cluster.plan`.",
+        "Speeds are of whole steps from reading to update, FLOP those of `cluster.plan`; the peak "
+        "is the best product of two square matrices on these threads, in bf16 under autocast.",
         "",
-        "| recipe | targets/s | MFLOP a target | GFLOP/s | of the peak "
+        "| recipe | targets/s | MFLOP a target | peak, GFLOP/s | of the peak "
         "| linear maps alone, of the peak | loss alone, of the peak |",
         f"| --- |{' ---: |' * 6}",
     ]
     for name, found in profiles.items():
-        whole = found.speed("products", "mixing", "softmax")
+        whole = found.reached("products", "mixing", "softmax")
         alone_at = (
-            found.speed(work) / found.shares[kind] / peak
+            found.reached(work) / found.shares[kind]
             for work, kind in (("products", PRODUCTS), ("softmax", LOSS))
         )
-        cells = [name, f"{found.targets:,.0f}", f"{whole / found.targets / 1e6:.2f}"]
-        cells += [f"{whole / 1e9:,.0f}", f"{whole / peak:.0%}", *(f"{at:.0%}" for at in alone_at)]
+        each = whole * found.peak / found.targets
+        cells = [name, f"{found.targets:,.0f}", f"{each / 1e6:.2f}", f"{found.peak / 1e9:,.0f}"]
+        cells += [f"{whole:.0%}", *(f"{at:.0%}" for at in alone_at)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Of a step's time:", "", f"| part | {' | '.join(profiles)} |"]
     lines.append(f"| --- |{' ---: |' * len(profiles)}")
@@ -182,15 +194,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of training, for each")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as work, alone("cpu", given.threads):
-        peak = peak_flops()
+        found = peaks()
         profiles = {}
         for name in given.recipes:
             folder, _, recipe_name = name.partition("/")
             dataset = prepared(folder, Path(work))
             path = str(CONFIGS / folder / f"{recipe_name}.yaml")
-            recipe = load_recipe(path, [f"data.path={dataset.url}"])
-            profiles[name] = profiled(recipe, dataset, given.seconds)
-    write_result("step-profile", page(profiles, peak, surroundings(given.threads)))
+            for precision, peak in found.items():
+                changes = [f"data.path={dataset.url}", f"train.precision={precision}"]
+                recipe = load_recipe(path, changes)
+                profiles[f"{name}, {precision}"] = profiled(recipe, dataset, peak, given.seconds)
+    write_result("step-profile", page(profiles, surroundings(given.threads)))
 
 
 if __name__ == "__main__":
