@@ -3,10 +3,11 @@
     python -m benchmarks.step_profile [SET/RECIPE ...] [--threads 2] [--seconds 8]
 
 Recipes of `configs` on real data, LRURec's and SASRec's of ML-1M by default, in fp32 and, where the
-processor multiplies bfloat16, under autocast. Speed is measured without the profiler, the shares of a step under it: what an operation takes counts for the first of
-its callers that is named in ``KINDS``, and what no operation takes is Python's and the
-interpreter's way to them. Operations (FLOP) are those of `cluster.plan`, the peak is the best
-product of two square matrices of that precision on the same threads, by torch's library or oneDNN.
+processor multiplies bfloat16, under autocast. Speed is measured without the profiler, the shares of
+a step under it: what an operation takes counts for the first of its callers that is named in
+``KINDS``, and what no operation takes is Python's and the interpreter's way to them. Operations
+(FLOP) are those of `cluster.plan`, the peak is the best product of two square matrices of that
+precision on the same threads, by torch's library or by oneDNN.
 """
 
 import argparse
