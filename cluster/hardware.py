@@ -108,8 +108,8 @@ DEVICES = {
     "cpu": Device(
         name="cpu",
         gpu=False,
-        fp32=70e9,
-        bf16=70e9,
+        fp32=190e9,
+        bf16=380e9,
         bandwidth=ByteSize(13 * 10**9),
         reached=_CPU,
     ),
