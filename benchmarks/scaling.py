@@ -8,14 +8,12 @@ ranks add no power: what is lost beside one rank is the price of being many, and
 that ranks do side by side what each does in one thread.
 
 The coefficients of ``cluster.plan`` are fitted to all settings by least squares of relative errors,
-none negative, with a weak pull towards the preset where the settings say little. Each setting is
+none negative, with a pull towards the preset where the settings say little. Each setting is
 also predicted from a fit to all the others. Run it while the machine does nothing else.
 """
 
 import argparse
 import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ import yaml
 from scipy.optimize import nnls
 
 from benchmarks.covering import covering
+from benchmarks.peaks import best_copies, best_products
 from benchmarks.report import surroundings, write_result
 from benchmarks.steps import measured
 from cluster.hardware import DEVICES, HardwarePart, Link, Reached
@@ -39,7 +38,7 @@ from pipeline.manifest import Dataset
 from pipeline.progress import bar
 
 CORES = os.cpu_count() or 1
-_PULL = 0.05  # weight of the preset, beside one for each setting
+_PULL = 0.2  # weight of the preset, beside one for each setting
 _SHARES = ("products", "mixing", "softmax", "passes", "rows", "links")
 _KINDS = {  # of torch.distributed, as cluster.plan.exchange calls them
     "all_gather_into_tensor": "all_gather",
@@ -137,26 +136,18 @@ def recipe_of(setting: Setting, dataset: Dataset, folder: Path, tokens: int) -> 
     )
 
 
-def peaks(seconds: float = 1.0) -> tuple[float, float]:
-    """FLOP/s of the best matrix product of one thread, and bytes/s that it copies."""
+def peaks_of_a_core() -> dict[str, float]:
+    """Of one thread: FLOP/s of the best products, bytes/s that it copies."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    a, much = torch.rand(1024, 1024), torch.rand(1 << 26)
-    to = torch.empty_like(much)
-    product = best_seconds(lambda: a @ a, seconds)
-    copy = best_seconds(lambda: to.copy_(much), seconds)
+    products = best_products()
+    found = {
+        "fp32": products["fp32"],
+        "bf16": products.get("bf16", products["fp32"]),
+        "bandwidth": best_copies(),
+    }
     torch.set_num_threads(threads)
-    return 2 * 1024**3 / product, 2 * much.nbytes / copy
-
-
-def best_seconds(act: Callable[[], object], seconds: float) -> float:
-    """Of one call, the quickest within so many seconds and at least three."""
-    taken: list[float] = []
-    while sum(taken) < seconds or len(taken) < 3:
-        began = time.perf_counter()
-        act()
-        taken.append(time.perf_counter() - began)
-    return min(taken)
+    return found
 
 
 class Model:
@@ -165,9 +156,9 @@ class Model:
     Unknowns ``x``: one over each share in ``_SHARES``, seconds of a launch, seconds of a message.
     """
 
-    def __init__(self, flops: float, bandwidth: float) -> None:
+    def __init__(self, peaks: dict[str, float]) -> None:
         preset = DEVICES["cpu"]
-        changes = {"fp32": flops, "bf16": flops, "bandwidth": round(bandwidth)}
+        changes = {name: round(peak) for name, peak in peaks.items()}
         self.device = preset.model_copy(update=changes)
         self.inside: Link = HardwarePart().inside_of(preset)
         reached = preset.reached
@@ -334,7 +325,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     sets = {large: covering(given.items // (1 if large else 10), given.folder) for large in (0, 1)}
     wanted = [setting for setting in settings() if given.only in setting.name]
-    model, samples = Model(*peaks()), []
+    model, samples = Model(peaks_of_a_core()), []
     with bar("settings") as progress:
         for number, setting in enumerate(wanted):
             progress.update(number, len(wanted), setting.name)

@@ -17,22 +17,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.peaks import best_products
 from benchmarks.quality import CONFIGS, prepared
 from benchmarks.report import surroundings, write_result
-from benchmarks.scaling import best_seconds
 from benchmarks.updates import rate, updates
 from cluster.plan.counts import counts_of
 from cluster.plan.work import Work, sizes_of, work_of
-from models.ops.dense import wide
-from models.ops.precision import cpu_multiplies_bf16
 from pipeline.config import Recipe, load_recipe
 from pipeline.manifest import Dataset
 from pipeline.world import alone
 
 RECIPES = ("ml-1m/lrurec", "ml-1m/sasrec")
+PRECISIONS = {"fp32": "fp32", "bf16": "autocast"}  # of a recipe, by that of its factors
 PRODUCTS, MIXING, LOSS = "linear maps", "attention, recurrence", "loss"
 KINDS = {
     "reading": ("reading",),
@@ -141,20 +139,6 @@ def _kind(operation: str) -> str | None:
     return next((kind for kind, names in KINDS.items() if operation.startswith(names)), None)
 
 
-def peaks() -> dict[str, float]:
-    """FLOP/s of the best product of two square matrices, by precision."""
-    a = torch.rand(2048, 2048)
-    narrow = a.bfloat16()
-    ways = {"fp32": [lambda: a @ a, lambda: wide.product(a, a, None)]}
-    if cpu_multiplies_bf16():
-        ways["autocast"] = [lambda: narrow @ narrow]
-    operations = 2 * len(a) ** 3
-    return {
-        precision: operations / min(best_seconds(way, 2.0) for way in found)
-        for precision, found in ways.items()
-    }
-
-
 def page(profiles: dict[str, Profile], around: list[str]) -> list[str]:
     """The tables."""
     lines = [
@@ -195,13 +179,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of training, for each")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as work, alone("cpu", given.threads):
-        found = peaks()
+        peaks = best_products()
         profiles = {}
         for name in given.recipes:
             folder, _, recipe_name = name.partition("/")
             dataset = prepared(folder, Path(work))
             path = str(CONFIGS / folder / f"{recipe_name}.yaml")
-            for precision, peak in found.items():
+            for factors, peak in peaks.items():
+                precision = PRECISIONS[factors]
                 changes = [f"data.path={dataset.url}", f"train.precision={precision}"]
                 recipe = load_recipe(path, changes)
                 profiles[f"{name}, {precision}"] = profiled(recipe, dataset, peak, given.seconds)

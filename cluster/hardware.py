@@ -74,14 +74,14 @@ _GPU = Reached(
     launch=5e-6,
 )
 _CPU = Reached(
-    source="assumed; benchmarks/scaling.py fits them to a machine",
-    products=0.7,
-    mixing=0.1,
-    softmax=0.7,
-    passes=0.5,
-    rows=0.3,
-    links=0.5,
-    launch=1e-5,
+    source="fitted by benchmarks/scaling.py to two cores of an AMD EPYC with AVX-512",
+    products=0.93,
+    mixing=0.097,
+    softmax=0.62,
+    passes=0.18,
+    rows=0.28,
+    links=0.55,
+    launch=9.6e-6,
 )
 
 
@@ -108,9 +108,9 @@ DEVICES = {
     "cpu": Device(
         name="cpu",
         gpu=False,
-        fp32=190e9,
-        bf16=380e9,
-        bandwidth=ByteSize(13 * 10**9),
+        fp32=210e9,
+        bf16=400e9,
+        bandwidth=ByteSize(31 * 10**9),
         reached=_CPU,
     ),
 }

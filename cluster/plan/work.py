@@ -10,7 +10,7 @@ import torch
 
 import models
 from cluster.plan.counts import Counts
-from models.ops.softmax import MOST_TRITON_WIDTH
+from models.ops.softmax import MOST_TRITON_WIDTH, cpu
 from models.sizes import linear_flops
 from pipeline.config import Recipe
 from pipeline.stream.order import micro_steps
@@ -178,10 +178,12 @@ def _loss(recipe: Recipe, sizes: Sizes) -> Work:
 
 
 def _full_softmax(sizes: Sizes) -> Work:
-    """Three products of tokens, classes and width: scores, the gradients of either side."""
+    """Products of tokens, classes and width: scores, the gradients of either side."""
     pairs = sizes.tokens * (sizes.items + 1)
     kernel = sizes.gpu and sizes.d <= MOST_TRITON_WIDTH
     times = 5 if kernel else 3  # the Triton kernels make the scores three times
+    if not sizes.gpu and cpu.makes_scores_twice(sizes.items + 1, sizes.d):
+        times = 4
     held = sizes.gpu and not kernel
     # The table's gradient: made, scaled, added to the lookup's; and added up over micro-batches.
     passes = 4 * sizes.table * (1 + 2 + 3 + 3 * (sizes.micro - 1) / sizes.micro)

@@ -6,6 +6,13 @@ import torch
 
 from models.ops import extension, precision
 
+CHUNK, ROW_WALK_FLOATS = 96, 4 << 20  # of softmax.cpp
+
+
+def makes_scores_twice(classes: int, width: int) -> bool:
+    """Whether there are too many classes to keep a chunk's terms, so that they are made again."""
+    return classes * (CHUNK + width) > ROW_WALK_FLOATS
+
 
 def loss(
     hidden: torch.Tensor, table: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
