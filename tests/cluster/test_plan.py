@@ -90,6 +90,11 @@ def test_losses_and_lookup_by_hand(make: Make) -> None:
         kernel = works(make(train__loss=loss), gpu=True)["loss"]
         assert kernel.softmax == ours.softmax * times / 3
         assert kernel.passes == ours.passes
+    # Where the terms of 96 targets and the table's gradient exceed 16 MiB, the scores come twice.
+    wider = make(model__d=64)
+    for items, times in ((26_213, 3), (26_214, 4)):
+        sizes = sizes_of(wider, counts_of(wider, 10**6, items), 1, gpu=False)
+        assert work_of(wider, sizes)["loss"].softmax == LANES * 2 * times * T * (items + 1) * 64
     wide = make(model__d=256)
     pairs = LANES * T * (V + 1)
     assert works(wide, gpu=True)["loss"].passes - works(wide)["loss"].passes == pairs * 6 * 4

@@ -95,7 +95,8 @@ struct Row {
 struct Softmax {
     template <typename Unit>
     void terms(Chunk<Unit>& chunk, const Block<Unit>& block, float* e) const {
-        for (const auto& tile : block.tiles) raise_best(chunk, *tile, e + chunk.padded * tile->first);
+        for (const auto& tile : block.tiles)
+            raise_best(chunk, *tile, e + chunk.padded * tile->first);
         for (const auto& tile : block.tiles)
             exponentials(chunk, *tile, chunk.best, e + chunk.padded * tile->first);
     }
@@ -243,8 +244,8 @@ double train(const Kind& kind, const Problem& problem, const int64_t* negatives,
             if (problem.targets[t] >= 0) active.push_back(t);
         if (active.empty()) continue;
         const float* added = log_weights ? log_weights + block * count : nullptr;
-        loss += train_block<Unit>(kind, problem, {negatives + block * count, added, count}, active, out,
-                            threads);
+        const Negatives own{negatives + block * count, added, count};
+        loss += train_block<Unit>(kind, problem, own, active, out, threads);
     }
     return loss;
 }

@@ -52,7 +52,7 @@ template <typename Unit>
 Chunk<Unit> chunk_of(const Problem& problem, int64_t index) {
     const int64_t begin = index * CHUNK;
     return Chunk<Unit>(problem.hidden, problem.width, &problem.active[begin],
-                 std::min(CHUNK, problem.count() - begin));
+                       std::min(CHUNK, problem.count() - begin));
 }
 
 struct Gradients {
@@ -159,7 +159,8 @@ double walk_by_classes(const Problem& problem, const Gradients& out, int threads
         Buffer values = allocate(CHUNK * TILE_CLASSES), dtable = allocate(TILE_CLASSES * d);
         Buffer dbias = allocate(TILE_CLASSES);
         for (int64_t index = 0; index < chunks; ++index)
-            states[me * chunks + index] = std::make_unique<Chunk<Unit>>(chunk_of<Unit>(problem, index));
+            states[me * chunks + index] =
+                std::make_unique<Chunk<Unit>>(chunk_of<Unit>(problem, index));
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < tiles; ++i) {
             const Tile<Unit> tile = tile_of<Unit>(problem, i);
