@@ -1,12 +1,12 @@
 """How long longhaul trains for the Recall@10 that a peer reaches in N minutes, on ML-1M.
 
-    python -m benchmarks.time_to_quality [--minutes 45] [--every 180] [--published CHECKOUT]
+    python -m benchmarks.time_to_quality [--minutes 45] [--every 300] [--published CHECKOUT]
         [--rectools PYTHON] [--recbole PYTHON] [--kept FILE]
 
 What each trains is told in `benchmarks.training_throughput`. Peer and longhaul train turn and turn
 about, at a constant rate, and are evaluated after each turn, which the clock leaves out: validation
 items, full ranking, items of the history are no candidates. A peer's turn is ``--every`` seconds,
-as some take a minute to evaluate, ours a twelfth of that. The peer goes on for N minutes; what
+as some take a minute to evaluate, ours a twentieth of that. The peer goes on for N minutes; what
 counts is its best and when it had it. longhaul pauses while it is ahead, and goes on for at most as
 long as the peer. Pairs that were raced are kept in ``--kept`` and are not raced again: the peers'
 hours can be had in parts.
@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.peers.beside import Contender, Contest, Pair, add_peers, contest
 from benchmarks.report import surroundings, write_result
 
-OUR_TURNS = 12  # for one of the peer
+OUR_TURNS = 20  # for one of the peer
 
 Point = tuple[float, float]
 """Seconds of training, Recall@10 after them."""
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add_peers(parser)
     parser.add_argument("--minutes", type=float, default=45.0, help="of the peer's training")
-    parser.add_argument("--every", type=float, default=180.0, help="seconds of a peer's turn")
+    parser.add_argument("--every", type=float, default=300.0, help="seconds of a peer's turn")
     parser.add_argument("--kept", type=Path, default=Path("time-to-quality.json"))
     given = parser.parse_args()
     with contest(given) as here:
