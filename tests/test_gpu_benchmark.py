@@ -75,6 +75,9 @@ def test_floors_of_a_gpu_that_is_not_here(tmp_path):
     once = 256 * 2048 * 128 * 2 * 2 / 4.8e9
     assert found["256 x 2,048, d 64, bf16, forward"] == pytest.approx(2 * once)
     assert found["256 x 2,048, d 64, bf16, backward"] == pytest.approx(3 * once)
+    steps = [row for row in rows if row["section"].startswith("whole steps, predicted")]
+    assert len(steps) == 6
+    assert all(row["note"].startswith("predicted: ") and row["per_second"] for row in steps)
     refused = run("-m", "benchmarks.gpu", "--floors", "h201", "--output", str(tmp_path))
     assert refused.returncode == 1
     assert "h200" in refused.stderr

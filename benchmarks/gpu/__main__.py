@@ -7,7 +7,8 @@ annotated-types and typing-inspection), which is the one package a machine with 
 `pip download --only-binary=:all: -d wheels pydantic` elsewhere, and there
 `pip install --no-index --find-links wheels pydantic`. Nothing else of the project is imported, and
 no data are read. `--check` runs all in miniature through Triton's interpreter, without a GPU;
-`--floors h200` only says what the vendor's rates would allow, with the whole project installed.
+`--floors h200` only says what the vendor's rates would allow, and what `longhaul plan` predicts of
+whole steps, with the whole project installed.
 
 The most important comes first. A case that fails is told in the table and the rest goes on; what
 the time does not suffice for is named. A floor is the least time in which the bytes can be moved
@@ -83,7 +84,8 @@ def sections(
 
 
 def floors(name: str, output: Path) -> int:
-    """The least that every operation could take on a GPU that is not here."""
+    """The least that every operation could take on a GPU that is not here, and planned steps."""
+    from benchmarks.gpu.planned import planned_steps
     from cluster.hardware import DEVICES
 
     if name not in DEVICES:
@@ -94,9 +96,13 @@ def floors(name: str, output: Path) -> int:
         f"{rates.bf16 / 1e12:g} TFLOP/s, its vendor's figures"
     )
     bench = Floors(rates.bandwidth, rates.bf16)
-    for _ in sections(bench, OPERATIONS, output, where):
+
+    def steps(bench: Bench) -> None:
+        planned_steps(bench, name)
+
+    for _ in sections(bench, (*OPERATIONS, steps), output, where):
         pass
-    return 0
+    return any(row.note.startswith("FAILED") for row in bench.rows)
 
 
 def _triton() -> str:
@@ -112,7 +118,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="gpu.md and gpu.json go here")
     parser.add_argument("--minutes", type=float, default=8.0, help="begin no case after so long")
     parser.add_argument("--check", action="store_true", help="in miniature, without a GPU")
-    parser.add_argument("--floors", metavar="GPU", help="no run: the floors of a preset's rates")
+    parser.add_argument("--floors", metavar="GPU", help="no run: its floors, planned steps")
     given = parser.parse_args()
     if given.floors:
         return floors(given.floors, given.output)
