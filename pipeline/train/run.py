@@ -238,28 +238,30 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "absent"
-    found["commit"] = _commit()
+    found["commit"] = commit_of(Path(__file__).parents[2])
     return found
 
 
-def _commit() -> str:
-    """The checkout's commit, marked where something that takes part has uncommitted changes;
-    "unknown" outside git.
+def commit_of(checkout: Path) -> str:
+    """A checkout's commit, marked where something that takes part has uncommitted changes;
+    "unknown" outside git, and in a folder of somebody else's repository.
 
     What benchmarks have measured takes no part: the second of two would be marked for the first.
     """
     parts = (":(top)", ":(top,exclude)benchmarks/results")
     try:
-        commit = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *parts)
+        if not checkout.samefile(_git(checkout, "rev-parse", "--show-toplevel")):
+            return "unknown"
+        commit = _git(checkout, "rev-parse", "--short=12", "HEAD")
+        changed = _git(checkout, "status", "--porcelain", "--untracked-files=no", "--", *parts)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{commit}-dirty" if changed else commit
 
 
-def _git(*arguments: str) -> str:
+def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(
-        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
     ).stdout.strip()
 
 

@@ -22,7 +22,7 @@ from pipeline.train import loop
 from pipeline.train.engine import Engine
 from pipeline.train.loss import loss_of
 from pipeline.train.optimizer import build_optimizer, learning_rate
-from pipeline.train.run import read_state, request_stop
+from pipeline.train.run import commit_of, read_state, request_stop
 from pipeline.world import World
 from tests.conftest import prepare_histories, random_histories
 from tests.train.runs import (
@@ -325,3 +325,23 @@ def test_one_rank_fails_for_all() -> None:
     with pytest.raises(LonghaulError, match="mine"):
         alone.agree(LonghaulError("mine"))
     assert alone.on_rank_zero(lambda: 5) == 5
+
+
+def test_a_commit_is_that_of_the_checkout_and_of_no_repository_around_it(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        told = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", *told, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    assert commit_of(tmp_path) == "unknown"
+    git("init")
+    (tmp_path / "code.py").write_text("1")
+    (tmp_path / "inside").mkdir()
+    git("add", "code.py")
+    git("commit", "-m", "one")
+    commit = git("rev-parse", "--short=12", "HEAD")
+    assert commit_of(tmp_path) == commit
+    assert commit_of(tmp_path / "inside") == "unknown"
+    (tmp_path / "code.py").write_text("2")
+    assert commit_of(tmp_path) == f"{commit}-dirty"
