@@ -16,7 +16,7 @@ import datetime
 import json
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,20 +82,21 @@ def recipes(name: str, only: list[str]) -> list[Path]:
     ]
 
 
-def changed(path: Path, seed: int, dataset: Dataset, work: Path) -> Recipe:
+def changed(
+    path: Path, seed: int, dataset: Dataset, work: Path, changes: Sequence[str] = ()
+) -> Recipe:
     """The recipe as it is run here."""
-    changes = [f"data.path={dataset.url}", f"runs={work / 'runs'}"]
+    here = [f"data.path={dataset.url}", f"runs={work / 'runs'}"]
     if seed:
         name = load_recipe(str(path)).name
-        changes += [f"train.seed={seed}", f"name={name}-seed-{seed}"]
-    return load_recipe(str(path), changes)
+        here += [f"train.seed={seed}", f"name={name}-seed-{seed}"]
+    return load_recipe(str(path), [*here, *changes])
 
 
 def train_and_rank(
-    path: Path, seed: int, dataset: Dataset, work: Path, world: World, baselines: bool
+    recipe: Recipe, called: str, dataset: Dataset, world: World, baselines: bool
 ) -> Iterator[tuple[str, str, Record]]:
     """(scorer, protocol, what it reached) of one recipe and, as asked, the baselines."""
-    recipe = changed(path, seed, dataset, work)
     with bar(f"train {recipe.name}") as progress:
         if loop.train(recipe, world, progress).state != "done":
             raise SystemExit("stopped: the same command goes on")
@@ -115,7 +116,7 @@ def train_and_rank(
                 "max_history": protocol.max_history,
                 "best_step": found.step,
             }
-            yield path.stem if found.step is not None else found.scorer, name, reached
+            yield called if found.step is not None else found.scorer, name, reached
 
 
 def train(names: list[str], only: list[str], seeds: int, work: Path, world: World) -> None:
@@ -131,8 +132,9 @@ def train(names: list[str], only: list[str], seeds: int, work: Path, world: Worl
                 if where.exists() and json.loads(where.read_text())["recipe"] == document:
                     continue
                 reached: dict[str, Record] = {}
+                recipe = changed(path, seed, dataset, work)
                 for scorer, protocol, result in train_and_rank(
-                    path, seed, dataset, work, world, with_baselines
+                    recipe, path.stem, dataset, world, with_baselines
                 ):
                     reached.setdefault(scorer, {})[protocol] = result
                 for scorer, results in reached.items():
@@ -214,7 +216,7 @@ def table(name: str) -> list[str]:
         lines.append(
             [
                 scorer,
-                *(cell for seen in SEEN for cell in _both(found, seen)),
+                *(cell for seen in SEEN for cell in both(found, seen)),
                 f"{recipe['train']['steps']:,}" if recipe else "",
                 str(len(found)) if recipe else "",
                 f"{seconds[scorer]:,.1f}" if scorer in seconds else "",
@@ -245,14 +247,14 @@ def _windows(records: dict[str, list[Record]]) -> list[str]:
         f"| history masked | HR@10, newest {newest} | NDCG@10 | HR@10, whole history | NDCG@10 |",
         f"| --- |{' ---: |' * 4}",
         *(
-            f"| {' | '.join([scorer, *_both(found, 'history'), *_both(found, WHOLE)])} |"
+            f"| {' | '.join([scorer, *both(found, 'history'), *both(found, WHOLE)])} |"
             for scorer, found in records.items()
         ),
         "",
     ]
 
 
-def _both(found: list[Record], protocol: str) -> list[str]:
+def both(found: list[Record], protocol: str) -> list[str]:
     """HR@10 and NDCG@10, with the spread over the seeds."""
     return [_told(_values(found, protocol, metric)) for metric in ("hr@10", "ndcg@10")]
 
