@@ -2,10 +2,11 @@
 
     python -m benchmarks.losses [SET ...] [--only LOSS ...] [--steps 50] [--runs FOLDER]
 
-The base is LRURec's recipe of each SET with its schedule cut to a third, or to ``--steps``; only
-its loss changes, and for equal time its number of steps: as many as the loss trains in the time
-that the full softmax takes, by rates measured once and kept beside the runs (measure on a machine
-that does nothing else). Runs that are done are not trained again and runs that were cut off go on.
+The base is LRURec's recipe of each SET with its schedule cut to a third of what the full softmax
+needs, or to ``--steps``; only its loss changes, and for equal time its number of steps: as many as
+the loss trains in the time that the full softmax takes, by rates measured once and kept beside the
+runs (measure on a machine that does nothing else). Runs that are done are not trained again and
+runs that were cut off go on.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from pipeline.train import loop
 from pipeline.train.trained import load_trained
 from pipeline.world import World, alone
 
-SETS = {"ml-1m": 3000, "beauty": 5000}  # steps: a third of the recipe's
+SETS = {"ml-1m": 3000, "beauty": 5000}  # steps: a third of what the full softmax needs
 FULL = "full softmax"
 LOSSES: dict[str, dict[str, Any]] = {
     FULL: {"name": "full_softmax"},
@@ -134,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("sets", nargs="*", help=f"of {', '.join(SETS)}; all by default")
     parser.add_argument("--only", nargs="*", default=[], help="losses beside the full softmax")
-    parser.add_argument("--steps", type=int, help="instead of a third of the recipe's")
+    parser.add_argument("--steps", type=int, help="instead of a third of what the full softmax needs")
     parser.add_argument("--runs", type=Path, default=Path("losses"), help="data and runs go here")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
