@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("sets", nargs="*", help=f"of {', '.join(SETS)}; all by default")
     parser.add_argument("--only", nargs="*", default=[], help="losses beside the full softmax")
-    parser.add_argument("--steps", type=int, help="instead of a third of what the full softmax needs")
+    parser.add_argument("--steps", type=int, help="instead of such a third")
     parser.add_argument("--runs", type=Path, default=Path("losses"), help="data and runs go here")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
