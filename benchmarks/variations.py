@@ -28,9 +28,9 @@ SMALL = "batches of 2,048 tokens"  # a quarter of the recipes', four times as ma
 NO_POSITIONS = ["model.positions=none", "model.max_history=null"]
 CHANGES: dict[str, dict[str, list[str]]] = {
     "lrurec": {
-        "another seed": ["train.seed=1"],
         SMALL: [],
         f"{SMALL}, half the learning rate": ["train.optimizer.lr=1e-3"],
+        "another seed": ["train.seed=1"],
         "no row that begins a history": ["data.window.bos=false"],
         "windows as SASRec's": ["data.window.rule=tiles"],
         "dropout .3": ["model.dropout=0.3", "model.recurrence_dropout=0.3"],
