@@ -13,7 +13,18 @@ import datetime
 import json
 from pathlib import Path
 
-from benchmarks.quality import CONFIGS, SEEN, Record, both, changed, keep, prepared, train_and_rank
+from benchmarks.quality import (
+    CONFIGS,
+    SEEN,
+    WHOLE,
+    Record,
+    both,
+    changed,
+    keep,
+    metric_heads,
+    prepared,
+    train_and_rank,
+)
 from benchmarks.report import RESULTS, surroundings, write_result
 from pipeline.config import load_recipe, read_document
 from pipeline.train.run import versions
@@ -107,18 +118,21 @@ def table(name: str) -> list[str]:
     found: list[Record] = [json.loads(path.read_text()) for path in (KEPT / name).glob("*.json")]
     order = [AS_IT_IS, *CHANGES[name]]
     found.sort(key=lambda record: order.index(record["change"]))
-    head = ["", *(f"{metric}, {seen}" for seen in SEEN for metric in ("HR@10", "NDCG@10"))]
+    head = ["", *metric_heads(), f"NDCG@10, {WHOLE}"]
     return [
         f"## {name}",
         "",
         f"| {' | '.join(head)} |",
-        f"| --- |{' ---: |' * 4}",
-        *(
-            f"| {' | '.join([one['change'], *(c for seen in SEEN for c in both([one], seen))])} |"
-            for one in found
-        ),
+        f"| --- |{' ---: |' * 5}",
+        *(f"| {' | '.join([one['change'], *cells(one)])} |" for one in found),
         "",
     ]
+
+
+def cells(one: Record) -> list[str]:
+    """What the columns of its line say."""
+    whole = both([one], WHOLE)[1] if WHOLE in one["results"] else ""
+    return [*(cell for seen in SEEN for cell in both([one], seen)), whole]
 
 
 def page(threads: int) -> None:
@@ -131,10 +145,10 @@ def page(threads: int) -> None:
             *surroundings(threads),
             "",
             f"The recipes of configs/{SET} over one in {SHARE} of their targets, seed 0, fp32, "
-            "best checkpoint by validation NDCG@10, test split, full ranking; history: items of "
-            "the history are no candidates, none: all are. What another seed changes is noise. "
-            "Each line was trained at the date and commit that its file in results/variations "
-            "tells.",
+            "best checkpoint by validation NDCG@10, test split, full ranking by the newest 200 "
+            "items; masked: items of the history are no candidates. Whole history, masked too: "
+            "models without a limit read all of it. What another seed changes is noise. Each line "
+            "was trained at the date and commit that its file in results/variations tells.",
             "",
             *(line for name in CHANGES if (KEPT / name).is_dir() for line in table(name)),
         ],
