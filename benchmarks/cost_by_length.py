@@ -109,10 +109,10 @@ def wins(results: dict[str, dict[int, dict[str, float]]]) -> list[str]:
     baselines = [name for name in ("sasrec", TORCH) if name in results]
     lines = []
     for name, by_length in results.items():
+        if name in baselines or not baselines:
+            continue
         told = []
         for baseline in baselines:
-            if name in ("sasrec", TORCH):
-                continue
             cheaper = [
                 by_length[length]["microseconds"] < results[baseline][length]["microseconds"]
                 for length in LENGTHS
@@ -121,8 +121,7 @@ def wins(results: dict[str, dict[int, dict[str, float]]]) -> list[str]:
             first = dearer[-1] + 1 if dearer else 0
             where = f"from {LENGTHS[first]} on" if first < len(LENGTHS) else "at no length"
             told.append(f"than {baseline} {where}")
-        if told:
-            lines.append(f"- {name}: {', '.join(told)}")
+        lines.append(f"- {name}: {', '.join(told)}")
     return lines
 
 
