@@ -89,8 +89,8 @@ class Transcript:
         self.lines.append(f"[{time.monotonic() - self._began:6.1f}] {line}")
 
     def block(self) -> list[str]:
-        """The transcript as Markdown."""
-        return ["```", *self.lines, "```"]
+        """The transcript as Markdown; paths into this checkout begin at its root."""
+        return ["```", *(line.replace(f"{ROOT}/", "") for line in self.lines), "```"]
 
 
 class Undisturbed:
