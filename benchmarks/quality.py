@@ -38,6 +38,7 @@ KEPT = RESULTS / "quality"
 DATA = Path(os.environ.get("LONGHAUL_TEST_DATA", "../shared/data"))
 SETS: dict[str, tuple[str, dict[str, Any]]] = {
     "ml-1m": ("ml-1m.txt", {}),
+    "ml-1m-lrurec-order": ("ml-1m-lrurec-order.txt", {}),
     "beauty": ("beauty.txt", {}),
     "ml-100k": (
         "ml-100k.inter",
@@ -56,7 +57,7 @@ SETS: dict[str, tuple[str, dict[str, Any]]] = {
 SEEN = {"history": "masked", "none": "not masked"}
 WHOLE = "whole history"  # as input, where the model has no limit: its full state
 PUBLISHED = {
-    ("ml-1m", "lrurec"): "1: .3264 / .1930",
+    ("ml-1m-lrurec-order", "lrurec"): "1: .3264 / .1930",
     ("ml-1m", "sasrec"): "2: .3152 / .1821; 1: .3181 / .1902",
     ("ml-1m", "bert4rec"): "1: .3089 / .1638",
     ("ml-1m", "recgrela"): "3: .3311 / .1959",
@@ -64,13 +65,14 @@ PUBLISHED = {
     ("beauty", "sasrec"): "1: .0504 / .0292",
     ("beauty", "bert4rec"): "1: .0468 / .0242",
 }
+AS_PUBLISHED = "1: "  # masked as that paper does, which is the protocol of LRURec's recipes
 UNKNOWN = "not available"  # the tables of HydraRec's and ELASTIC's papers
 SOURCES = [
     "Published, and how it differs:",
     "",
     "1. LRURec's paper: the newest 200 (Beauty: 50) items are no candidates, 128 rows a step, full "
     "softmax, dropout .2 (Beauty: .6). Its ML-1M breaks ties in time by the number of the item, "
-    "which tells of what comes next; configs/ml-1m/lrurec-published-order.yaml is for that order.",
+    "which tells of what comes next: ml-1m-lrurec-order.",
     "2. SASRec with cross-entropy at all positions, of the paper that set it beside BERT4Rec: the "
     "same file, items of the history are no candidates.",
     "3. RecGRELA's paper: not masked; each padded "
@@ -96,11 +98,9 @@ def prepared(name: str, work: Path) -> Dataset:
 
 
 def recipes(name: str, only: list[str]) -> list[Path]:
-    """The recipes of a set. One of another file than the set's is a table of its own."""
+    """The recipes of a set."""
     found = sorted((CONFIGS / name).glob("*.yaml"))
-    return [
-        path for path in found if (not only or path.stem in only) and "published" not in path.stem
-    ]
+    return [path for path in found if not only or path.stem in only]
 
 
 def changed(
@@ -123,12 +123,12 @@ def train_and_rank(
             raise SystemExit("stopped: the same command goes on")
     trained = load_trained(recipe.run_url)
     asked = recipe.evaluation.model_dump() | {"split": "test"}
-    protocols = {seen: Protocol(**{**asked, "seen": seen}) for seen in SEEN}
+    protocols = {seen: Protocol(**{**asked, "seen": seen}) for seen in [*SEEN, asked["seen"]]}
     if trained.model.max_history is None:
         whole = {"seen": "history", "max_history": dataset.manifest.events}
         protocols[WHOLE] = Protocol(**{**asked, **whole})
     for name, protocol in protocols.items():
-        with_baselines = baselines and name != WHOLE
+        with_baselines = baselines and name in SEEN
         for found in evaluate_run(trained, dataset, protocol, world, baselines=with_baselines):
             reached = {
                 "metrics": found.result.metrics,
@@ -244,7 +244,7 @@ def table(name: str) -> list[str]:
                 f"{recipe['train']['steps']:,}" if recipe else "",
                 str(len(found)) if recipe else "",
                 f"{seconds[scorer]:,.1f}" if scorer in seconds else "",
-                _published(name, scorer),
+                _published(name, scorer, found),
             ]
         )
     return [
@@ -267,9 +267,12 @@ def metric_heads() -> list[str]:
     return [f"{metric}, {told}" for told in SEEN.values() for metric in ("HR@10", "NDCG@10")]
 
 
-def _published(name: str, scorer: str) -> str:
+def _published(name: str, scorer: str, found: list[Record]) -> str:
     unknown = scorer.split("-")[0] in ("hydrarec", "elastic")
-    return PUBLISHED.get((name, scorer), UNKNOWN if unknown else "")
+    told = PUBLISHED.get((name, scorer), UNKNOWN if unknown else "")
+    if told.startswith(AS_PUBLISHED) and "window" in found[0]["results"]:
+        told += f"; here, masked so: {' / '.join(both(found, 'window'))}"
+    return told
 
 
 def _windows(records: dict[str, list[Record]]) -> list[str]:
