@@ -232,7 +232,7 @@ def table(name: str) -> list[str]:
     data = records[order[0]][0]["data"]
     some = records[order[0]][0]["results"]["history"]
     head = ["", *metric_heads()]
-    head += ["steps", "seeds", "s an epoch", "published HR@10 / NDCG@10"]
+    head += ["tokens a step", "steps", "seeds", "s an epoch", "published HR@10 / NDCG@10"]
     lines = []
     for scorer in order:
         found = records[scorer]
@@ -241,6 +241,7 @@ def table(name: str) -> list[str]:
             [
                 scorer,
                 *(cell for seen in SEEN for cell in both(found, seen)),
+                f"{recipe['data']['lanes'] * recipe['data']['lane_tokens']:,}" if recipe else "",
                 f"{recipe['train']['steps']:,}" if recipe else "",
                 str(len(found)) if recipe else "",
                 f"{seconds[scorer]:,.1f}" if scorer in seconds else "",
@@ -255,7 +256,7 @@ def table(name: str) -> list[str]:
         f"{some['without_history']:,} without history.",
         "",
         f"| {' | '.join(head)} |",
-        f"| --- |{' ---: |' * 7} --- |",
+        f"| --- |{' ---: |' * 8} --- |",
         *(f"| {' | '.join(line)} |" for line in lines),
         "",
         *_windows({s: records[s] for s in order if WHOLE in records[s][0]["results"]}),
