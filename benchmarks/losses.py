@@ -28,6 +28,7 @@ from pipeline.train.trained import load_trained
 from pipeline.world import World, alone
 
 SETS = {"ml-1m": 3000, "beauty": 5000}  # steps: a third of what the full softmax needs
+TOKENS = {"ml-1m": 8192, "beauty": 512}  # a micro-batch
 FULL = "full softmax"
 LOSSES: dict[str, dict[str, Any]] = {
     FULL: {"name": "full_softmax"},
@@ -61,6 +62,7 @@ def changed(
         f"name={name}-{kind}-{steps}-{longer:.3f}",
         f"runs={work / 'runs'}",
         f"data.path={dataset.url}",
+        f"data.lane_tokens={TOKENS[name]}",
         f"train.loss={json.dumps(LOSSES[loss])}",
         *(f"{key}={round(count * share)}" for key, count in counts.items()),
     ]
@@ -158,8 +160,8 @@ def main() -> None:
         "LRURec by its recipes in configs, schedules cut to the steps of the table's first line, "
         "nothing but the loss changed; seed 0, fp32, best checkpoint by validation NDCG@10, test "
         "split, full ranking, items of the history are no candidates. All tokens of a micro-batch "
-        "(8,192 on ML-1M, 512 on Beauty) share their negatives. Time is that of the full softmax's "
-        "training, without validation.",
+        f"({TOKENS['ml-1m']:,} on ML-1M, {TOKENS['beauty']:,} on Beauty) share their negatives. "
+        "Time is that of the full softmax's training, without validation.",
         "",
         *tables,
     ]

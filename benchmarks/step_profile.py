@@ -30,6 +30,7 @@ from pipeline.manifest import Dataset
 from pipeline.world import alone
 
 RECIPES = ("ml-1m/lrurec", "ml-1m/sasrec")
+TOKENS = 8192  # a step
 PRECISIONS = {"fp32": "fp32", "bf16": "autocast"}  # of a recipe, by that of its factors
 PRODUCTS, MIXING, LOSS = "linear maps", "attention, recurrence", "loss"
 KINDS = {
@@ -146,8 +147,9 @@ def page(profiles: dict[str, Profile], around: list[str]) -> list[str]:
         "",
         *around,
         "",
-        "Speeds are of whole steps from reading to update, FLOP those of `cluster.plan`; the peak "
-        "is the best product of two square matrices on these threads, in bf16 under autocast.",
+        f"Speeds are of whole steps of {TOKENS:,} tokens, from reading to update, FLOP those of "
+        "`cluster.plan`; the peak is the best product of two square matrices on these threads, in "
+        "bf16 under autocast.",
         "",
         "| recipe | targets/s | MFLOP a target | peak, GFLOP/s | of the peak "
         "| linear maps alone, of the peak | loss alone, of the peak |",
@@ -188,7 +190,7 @@ def main() -> None:
             for factors, peak in peaks.items():
                 precision = PRECISIONS[factors]
                 changes = [f"data.path={dataset.url}", f"train.precision={precision}"]
-                recipe = load_recipe(path, changes)
+                recipe = load_recipe(path, [*changes, f"data.lane_tokens={TOKENS}"])
                 profiles[f"{name}, {precision}"] = profiled(recipe, dataset, peak, given.seconds)
     write_result("step-profile", page(profiles, surroundings(given.threads)))
 

@@ -34,13 +34,13 @@ SET = "ml-1m"
 KEPT = RESULTS / "variations"
 AS_IT_IS = "as it is"
 SHARE = 3  # of the recipe's targets, one in so many is trained
-SMALLER = 4
-SMALL = "batches of 2,048 tokens"  # a quarter of the recipes', four times as many steps
+SMALL, LARGE = "batches of 2,048 tokens", "batches of 8,192 tokens"
+TOKENS = {SMALL: 2048, LARGE: 8192}
 NO_POSITIONS = ["model.positions=none", "model.max_history=null"]
 CHANGES: dict[str, dict[str, list[str]]] = {
     "lrurec": {
-        SMALL: [],
-        f"{SMALL}, half the learning rate": ["train.optimizer.lr=1e-3"],
+        LARGE: [],
+        "half the learning rate": ["train.optimizer.lr=1e-3"],
         "another seed": ["train.seed=1"],
         "no row that begins a history": ["data.window.bos=false"],
         "windows as SASRec's": ["data.window.rule=tiles"],
@@ -58,28 +58,27 @@ CHANGES: dict[str, dict[str, list[str]]] = {
         "no positions": NO_POSITIONS,
         "80 experts": ["model.experts=80"],
     },
-    "recgrela": {SMALL: []},
-    "sasrec": {SMALL: []},
+    "recgrela": {LARGE: [], "dropout .1": ["model.dropout=0.1"]},
+    "sasrec": {LARGE: []},
 }
 
 
 def overrides(name: str, change: str) -> list[str]:
-    """The change, its run's name, and the schedule cut."""
-    path = str(CONFIGS / SET / f"{name}.yaml")
-    train = load_recipe(path).train
+    """The change, its run's name, and the schedule cut; a batch of more tokens has fewer steps."""
+    recipe = load_recipe(str(CONFIGS / SET / f"{name}.yaml"))
+    train, as_it_is = recipe.train, recipe.data.lane_tokens
     assert train.validation is not None
-    smaller = SMALLER if change.startswith(SMALL) else 1
+    tokens = TOKENS.get(change, as_it_is)
     counts = {
         "train.steps": train.steps,
         "train.validation.every": train.validation.every,
         "train.checkpoint_every": train.checkpoint_every,
     }
     kind = "".join(letter if letter.isalnum() else "-" for letter in change)
-    tokens = load_recipe(path).data.lane_tokens // smaller
     return [
         f"name=varied-{name}-{kind}",
         f"data.lane_tokens={tokens}",
-        *(f"{key}={count * smaller // SHARE}" for key, count in counts.items()),
+        *(f"{key}={count * as_it_is // tokens // SHARE}" for key, count in counts.items()),
         *CHANGES[name].get(change, []),
     ]
 
