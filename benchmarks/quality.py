@@ -58,6 +58,7 @@ SEEN = {"history": "masked", "none": "not masked"}
 WHOLE = "whole history"  # as input, where the model has no limit: its full state
 PUBLISHED = {
     ("ml-1m-lrurec-order", "lrurec"): "1: .3264 / .1930",
+    ("ml-1m", "lrurec"): "3: .3026 / .1734",
     ("ml-1m", "sasrec"): "2: .3152 / .1821; 1: .3181 / .1902",
     ("ml-1m", "bert4rec"): "1: .3089 / .1638",
     ("ml-1m", "recgrela"): "3: .3311 / .1959",
@@ -75,9 +76,9 @@ SOURCES = [
     "which tells of what comes next: ml-1m-lrurec-order.",
     "2. SASRec with cross-entropy at all positions, of the paper that set it beside BERT4Rec: the "
     "same file, items of the history are no candidates.",
-    "3. RecGRELA's paper: not masked; each padded "
-    "prefix is a row of its own, of which the last item alone is trained, and attention goes both "
-    "ways, over pads too. Here it is causal, and all positions are trained at once.",
+    "3. RecGRELA's paper: not masked; each padded prefix is a row of its own, of which the last "
+    "item alone is trained, LRURec's too; RecGRELA's attention goes both ways, over pads too. Here "
+    "it is causal, and all positions are trained at once.",
     "",
     f"{UNKNOWN.capitalize()}: the tables of HydraRec's and ELASTIC's papers. SASRec and two "
     "controls stand beside these models: mean has the mean of the history for a mixer, none has "
