@@ -66,7 +66,7 @@ PUBLISHED = {
     ("beauty", "sasrec"): "1: .0504 / .0292",
     ("beauty", "bert4rec"): "1: .0468 / .0242",
 }
-AS_PUBLISHED = "1: "  # masked as that paper does, which is the protocol of LRURec's recipes
+AS_PUBLISHED = "1: "  # of a paper that masks the window, as some recipes of its models do
 UNKNOWN = "not available"  # the tables of HydraRec's and ELASTIC's papers
 SOURCES = [
     "Published, and how it differs:",

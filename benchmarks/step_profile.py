@@ -2,12 +2,13 @@
 
     python -m benchmarks.step_profile [SET/RECIPE ...] [--threads 2] [--seconds 8]
 
-Recipes of `configs` on real data, LRURec's and SASRec's of ML-1M by default, in fp32 and, where the
-processor multiplies bfloat16, under autocast. Speed is measured without the profiler, the shares of
-a step under it: what an operation takes counts for the first of its callers that is named in
-``KINDS``, and what no operation takes is Python's and the interpreter's way to them. Operations
-(FLOP) are those of `cluster.plan`, the peak is the best product of two square matrices of that
-precision on the same threads, by torch's library or by oneDNN.
+Recipes of `configs` on real data, LRURec's and SASRec's of ML-1M by default, in steps of so many
+tokens (``TOKENS``), in fp32 and, where the processor multiplies bfloat16, under autocast. Speed is
+measured without the profiler, the shares of a step under it: what an operation takes counts for the
+first of its callers that is named in ``KINDS``, and what no operation takes is Python's and the
+interpreter's way to them. Operations (FLOP) are those of `cluster.plan`, the peak is the best
+product of two square matrices of that precision on the same threads, by torch's library or
+by oneDNN.
 """
 
 import argparse
@@ -189,8 +190,14 @@ def main() -> None:
             path = str(CONFIGS / folder / f"{recipe_name}.yaml")
             for factors, peak in peaks.items():
                 precision = PRECISIONS[factors]
-                changes = [f"data.path={dataset.url}", f"train.precision={precision}"]
-                recipe = load_recipe(path, [*changes, f"data.lane_tokens={TOKENS}"])
+                recipe = load_recipe(
+                    path,
+                    [
+                        f"data.path={dataset.url}",
+                        f"data.lane_tokens={TOKENS}",
+                        f"train.precision={precision}",
+                    ],
+                )
                 profiles[f"{name}, {precision}"] = profiled(recipe, dataset, peak, given.seconds)
     write_result("step-profile", page(profiles, surroundings(given.threads)))
 
